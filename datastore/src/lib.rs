@@ -1,0 +1,1 @@
+//! The versioned store: trait, memory and SQLite backends, mirror, block IPAM.

@@ -1,0 +1,1 @@
+//! The agent of one node: calculation, rendering, reconciliation, and the kernel.

@@ -1,0 +1,1 @@
+//! Node daemon, command line and lab: where the crates meet.

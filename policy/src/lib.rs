@@ -1,0 +1,1 @@
+//! Resource kinds, selectors, policy compiler, reference evaluator and explanations; pure.

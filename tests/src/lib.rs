@@ -1,0 +1,1 @@
+//! System tests in network namespaces, interop with other speakers, architecture tests.
