@@ -1,0 +1,438 @@
+//! What a speaker is told: its identity, its peers, and their filters.
+//!
+//! The whole configuration is one value. A running speaker takes a new one and works out the difference itself:
+//! a session is reset only when something that went into its OPEN or into its socket changed ([`PeerConfig::session_key`]);
+//! everything else is applied live. There is no file format here; the caller maps its own resources onto these types.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use crate::filter::Filter;
+
+/// An address family this speaker routes: unicast only, by design.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// AFI 1, SAFI 1.
+    Ipv4Unicast,
+    /// AFI 2, SAFI 1.
+    Ipv6Unicast,
+}
+
+impl Family {
+    /// Both families, IPv4 first.
+    pub const ALL: [Self; 2] = [Self::Ipv4Unicast, Self::Ipv6Unicast];
+
+    /// The family of an address.
+    pub fn of(address: &IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::Ipv4Unicast,
+            IpAddr::V6(_) => Self::Ipv6Unicast,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4Unicast => "ipv4-unicast",
+            Self::Ipv6Unicast => "ipv6-unicast",
+        })
+    }
+}
+
+/// Everything one speaker is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SpeakerConfig {
+    /// BGP Identifier (RFC 4271 §4.2); unique in the AS, never 0.0.0.0.
+    pub router_id: Ipv4Addr,
+    /// Our AS number.
+    pub asn: u32,
+    /// Cluster id when reflecting (RFC 4456 §7); the router id when absent.
+    pub cluster_id: Option<Ipv4Addr>,
+    /// Addresses to listen on; empty means that only we connect. Port 0 takes a free port (see `Handle::listening`).
+    pub listen: Vec<SocketAddr>,
+    /// Graceful restart (RFC 4724).
+    pub graceful_restart: GracefulRestart,
+    /// How many equally good paths may be used at once for one prefix; 1 turns ECMP off.
+    /// Paths count as equal up to and including the eBGP-over-iBGP step; AS_PATHs need the same length, not the same content.
+    pub multipath: usize,
+    /// How long [`Event::InitialSync`](crate::Event::InitialSync) may wait for peers that came up but have not sent End-of-RIB,
+    /// or that have neither come up nor refused.
+    pub initial_sync_cap: Duration,
+    /// The peers; names and addresses are unique.
+    pub peers: Vec<PeerConfig>,
+}
+
+impl SpeakerConfig {
+    /// A speaker with the given identity, graceful restart on, no listener and no peer.
+    pub fn new(router_id: Ipv4Addr, asn: u32) -> Self {
+        Self {
+            router_id,
+            asn,
+            cluster_id: None,
+            listen: Vec::new(),
+            graceful_restart: GracefulRestart::default(),
+            multipath: 16,
+            initial_sync_cap: Duration::from_secs(5),
+            peers: Vec::new(),
+        }
+    }
+
+    /// All that is wrong with it; empty when it can be run.
+    pub fn problems(&self) -> Vec<ConfigError> {
+        let mut found = Vec::new();
+        if self.router_id.is_unspecified() {
+            found.push(ConfigError::RouterId);
+        }
+        if !valid_asn(self.asn) {
+            found.push(ConfigError::Asn {
+                who: "speaker".into(),
+                asn: self.asn,
+            });
+        }
+        let mut names = BTreeSet::new();
+        let mut addresses: BTreeMap<IpAddr, &str> = BTreeMap::new();
+        for peer in &self.peers {
+            if !names.insert(peer.name.as_str()) {
+                found.push(ConfigError::DuplicateName {
+                    peer: peer.name.clone(),
+                });
+            }
+            if let Some(other) = addresses.insert(peer.address, &peer.name) {
+                found.push(ConfigError::DuplicateAddress {
+                    peer: peer.name.clone(),
+                    other: other.to_owned(),
+                    address: peer.address,
+                });
+            }
+            if let PeerAs::Fixed(asn) = peer.asn
+                && !valid_asn(asn)
+            {
+                found.push(ConfigError::Asn {
+                    who: peer.name.clone(),
+                    asn,
+                });
+            }
+            if let Some(asn) = peer.local_asn
+                && !valid_asn(asn)
+            {
+                found.push(ConfigError::Asn {
+                    who: peer.name.clone(),
+                    asn,
+                });
+            }
+            // RFC 4271 §4.2: zero, or at least three seconds.
+            if (1..3).contains(&peer.hold_time.as_secs()) || peer.hold_time > Duration::from_secs(65535) {
+                found.push(ConfigError::HoldTime {
+                    peer: peer.name.clone(),
+                    seconds: peer.hold_time.as_secs(),
+                });
+            }
+            if peer.families.is_empty() {
+                found.push(ConfigError::NoFamily {
+                    peer: peer.name.clone(),
+                });
+            }
+            if let Some(local) = peer.local_address
+                && local.is_ipv4() != peer.address.is_ipv4()
+            {
+                found.push(ConfigError::SourceFamily {
+                    peer: peer.name.clone(),
+                });
+            }
+            if peer
+                .password
+                .as_ref()
+                .is_some_and(|p| p.expose().is_empty() || p.expose().len() > 80)
+            {
+                found.push(ConfigError::Password {
+                    peer: peer.name.clone(),
+                });
+            }
+        }
+        found
+    }
+
+    /// The cluster id in force.
+    pub fn effective_cluster_id(&self) -> Ipv4Addr {
+        self.cluster_id.unwrap_or(self.router_id)
+    }
+}
+
+/// AS 0 is forbidden by RFC 7607, AS_TRANS may not be anybody's own, and the last one is reserved (RFC 7300).
+fn valid_asn(asn: u32) -> bool {
+    asn != 0 && asn != 23456 && asn != u32::MAX
+}
+
+/// Why a configuration cannot be run. All of these are the caller's to mend.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// RFC 6286: the identifier is non-zero.
+    #[error("the router id must not be 0.0.0.0")]
+    RouterId,
+    /// An AS number nobody may use.
+    #[error("{who}: AS {asn} is reserved")]
+    Asn {
+        /// The peer, or `speaker`.
+        who: String,
+        /// The number.
+        asn: u32,
+    },
+    /// Two peers of one name.
+    #[error("peer {peer} is configured twice")]
+    DuplicateName {
+        /// The name.
+        peer: String,
+    },
+    /// Two peers at one address: an accepted connection could not be told apart.
+    #[error("peers {peer} and {other} both have the address {address}")]
+    DuplicateAddress {
+        /// The later one.
+        peer: String,
+        /// The earlier one.
+        other: String,
+        /// Their address.
+        address: IpAddr,
+    },
+    /// RFC 4271 §4.2.
+    #[error("peer {peer}: a hold time of {seconds} s is neither 0 nor 3 to 65535 s")]
+    HoldTime {
+        /// The peer.
+        peer: String,
+        /// What was asked.
+        seconds: u64,
+    },
+    /// Nothing could be exchanged.
+    #[error("peer {peer} has no address family")]
+    NoFamily {
+        /// The peer.
+        peer: String,
+    },
+    /// IPv4 source, IPv6 peer or the reverse.
+    #[error("peer {peer}: the source address is of another family than the peer's address")]
+    SourceFamily {
+        /// The peer.
+        peer: String,
+    },
+    /// The kernel takes 1 to 80 bytes (TCP_MD5SIG_MAXKEYLEN in linux/tcp.h).
+    #[error("peer {peer}: a TCP-MD5 password has 1 to 80 bytes")]
+    Password {
+        /// The peer.
+        peer: String,
+    },
+}
+
+/// Graceful restart of this speaker (RFC 4724).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GracefulRestart {
+    /// Send the capability, and help peers that restart.
+    pub enabled: bool,
+    /// How long peers shall keep our routes after they lose us; at most 4095 s.
+    pub restart_time: Duration,
+    /// This process replaces one that was forwarding, and the kernel still holds its routes: OPENs carry the R bit,
+    /// and the F bit for each family.
+    pub restarting: bool,
+    /// The longest time a stale route of a peer that *came back* is kept while its End-of-RIB is outstanding.
+    pub stale_time: Duration,
+}
+
+impl Default for GracefulRestart {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            restart_time: Duration::from_secs(120),
+            restarting: false,
+            stale_time: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Which AS a peer may say it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerAs {
+    /// Exactly this one.
+    Fixed(u32),
+    /// Any but ours: learned from the OPEN.
+    External,
+    /// Ours.
+    Internal,
+    /// Whatever the OPEN says.
+    Any,
+}
+
+impl PeerAs {
+    /// Whether a peer that says `asn` is the one meant, when we are `ours` on that session.
+    pub fn admits(self, asn: u32, ours: u32) -> bool {
+        match self {
+            Self::Fixed(wanted) => asn == wanted,
+            Self::External => asn != ours,
+            Self::Internal => asn == ours,
+            Self::Any => true,
+        }
+    }
+}
+
+/// Which next hop a peer is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NextHopMode {
+    /// Ourselves towards eBGP and for what we originate; unchanged otherwise (RFC 4271 §5.1.3).
+    #[default]
+    Auto,
+    /// Always ourselves.
+    SelfAddress,
+    /// Unchanged for everything learned, towards eBGP as well.
+    Keep,
+}
+
+/// How far away a peer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ttl {
+    /// The system's default time to live: any distance.
+    Multihop,
+    /// Sent with this TTL; 1 is the classic "directly connected only".
+    Hops(u8),
+    /// GTSM (RFC 5082): sent with 255, and anything from further away than so many hops is dropped by the kernel.
+    Security {
+        /// 1 for a neighbour on the same link.
+        hops: u8,
+    },
+}
+
+/// A TCP-MD5 key. It shows as `…` wherever it could be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a key.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The key itself, for the system call.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("…")
+    }
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PeerConfig {
+    /// How it is called in tables, logs and queries; unique.
+    pub name: String,
+    /// Free text for people.
+    pub description: String,
+    /// Where it is.
+    pub address: IpAddr,
+    /// Where it listens.
+    pub port: u16,
+    /// Which AS it may be.
+    pub asn: PeerAs,
+    /// The AS we are towards this peer, when it is not the speaker's (the peer sees only this one in AS_PATH).
+    pub local_asn: Option<u32>,
+    /// Source address of our connections; the kernel chooses when absent.
+    pub local_address: Option<IpAddr>,
+    /// Never connect; wait to be connected to.
+    pub passive: bool,
+    /// Configured, but kept down.
+    pub shutdown: bool,
+    /// Offered hold time; the session has the smaller of both sides'. Zero: no keepalives at all.
+    pub hold_time: Duration,
+    /// Keepalive interval; a third of the negotiated hold time when absent, and never more than that.
+    pub keepalive: Option<Duration>,
+    /// Pause between attempts to connect (doubles up to 8 times this while the peer fails, ±25 %).
+    pub connect_retry: Duration,
+    /// Families to exchange.
+    pub families: BTreeSet<Family>,
+    /// Which next hop it is given.
+    pub next_hop: NextHopMode,
+    /// Our IPv4 address as a next hop, for sessions over IPv6 (or when it differs from the session's address).
+    pub next_hop_v4: Option<Ipv4Addr>,
+    /// Our IPv6 address as a next hop, for sessions over IPv4 (or when it differs from the session's address).
+    pub next_hop_v6: Option<Ipv6Addr>,
+    /// The peer is a client of us as route reflector (iBGP only).
+    pub rr_client: bool,
+    /// How far away it may be.
+    pub ttl: Ttl,
+    /// TCP-MD5 key (RFC 2385).
+    pub password: Option<Secret>,
+    /// How often our own AS may stand in a received AS_PATH.
+    pub allow_as_in: u8,
+    /// More accepted prefixes than this in one family end the session (Cease, Maximum Number of Prefixes Reached).
+    pub max_prefix: Option<u32>,
+    /// What we told the peer about restart time, when it is not the speaker's.
+    pub restart_time: Option<Duration>,
+    /// What is accepted from it.
+    pub import: Filter,
+    /// What it is given.
+    pub export: Filter,
+}
+
+impl PeerConfig {
+    /// A peer with the defaults people expect: both families, hold time 90 s, any distance, everything accepted and exported.
+    pub fn new(name: impl Into<String>, address: IpAddr, asn: PeerAs) -> Self {
+        Self {
+            name: name.into(),
+            description: String::new(),
+            address,
+            port: 179,
+            asn,
+            local_asn: None,
+            local_address: None,
+            passive: false,
+            shutdown: false,
+            hold_time: Duration::from_secs(90),
+            keepalive: None,
+            connect_retry: Duration::from_secs(5),
+            families: BTreeSet::from(Family::ALL),
+            next_hop: NextHopMode::Auto,
+            next_hop_v4: None,
+            next_hop_v6: None,
+            rr_client: false,
+            ttl: Ttl::Multihop,
+            password: None,
+            allow_as_in: 0,
+            max_prefix: None,
+            restart_time: None,
+            import: Filter::accept(),
+            export: Filter::accept(),
+        }
+    }
+
+    /// Whether a session made under `self` cannot go on under `new`: something changed that was said in the OPEN, or
+    /// that is a property of the socket.
+    pub fn needs_reset(&self, new: &Self) -> bool {
+        let key = |p: &Self| {
+            (
+                (p.address, p.port, p.asn, p.local_asn, p.local_address),
+                (
+                    p.hold_time,
+                    p.families.clone(),
+                    p.ttl,
+                    p.password.clone(),
+                    p.restart_time,
+                ),
+            )
+        };
+        key(self) != key(new) || self.shutdown != new.shutdown
+    }
+}

@@ -1,0 +1,140 @@
+//! The handle the program around a speaker holds: commands in, snapshots out.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ipnetwork::IpNetwork;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::{ConfigError, SpeakerConfig};
+use crate::view::{Neighbor, OriginAttributes, Route, RouteQuery, Summary};
+
+/// Why the handle could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum HandleError {
+    /// The configuration cannot be run; the old one goes on.
+    #[error("the BGP configuration cannot be used: {}", join(.0))]
+    Config(Vec<ConfigError>),
+    /// A listener could not be opened; the rest of the configuration is in force.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The speaker has been shut down.
+    #[error("the BGP speaker is not running")]
+    Stopped,
+}
+
+fn join(errors: &[ConfigError]) -> String {
+    errors
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// What the owner task is asked to do.
+#[derive(Debug)]
+#[allow(dead_code)]
+pub(crate) enum Command {
+    Reconfigure(Box<SpeakerConfig>, oneshot::Sender<Result<(), HandleError>>),
+    SetOriginated(BTreeMap<IpNetwork, OriginAttributes>),
+    Summary(oneshot::Sender<Summary>),
+    Neighbors(oneshot::Sender<Vec<Neighbor>>),
+    Routes(RouteQuery, oneshot::Sender<Vec<Route>>),
+    Listening(oneshot::Sender<Vec<SocketAddr>>),
+    Shutdown {
+        graceful: bool,
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// A running speaker. Clones speak to the same one; when the last is dropped it stops as if told to gracefully.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    #[allow(dead_code)]
+    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, HandleError> {
+        let (answer, wait) = oneshot::channel();
+        self.commands
+            .send(make(answer))
+            .await
+            .map_err(|_| HandleError::Stopped)?;
+        wait.await.map_err(|_| HandleError::Stopped)
+    }
+
+    /// Takes a whole new configuration and applies the difference; see [`crate::config`].
+    ///
+    /// # Errors
+    /// [`HandleError::Config`] leaves everything as it was; [`HandleError::Listen`] names one listener that failed.
+    pub async fn reconfigure(&self, config: SpeakerConfig) -> Result<(), HandleError> {
+        self.ask(|answer| Command::Reconfigure(Box::new(config), answer))
+            .await?
+    }
+
+    /// Declares the full set of prefixes we originate; what is not in it is withdrawn.
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn set_originated(
+        &self,
+        prefixes: BTreeMap<IpNetwork, OriginAttributes>,
+    ) -> Result<(), HandleError> {
+        self.commands
+            .send(Command::SetOriginated(prefixes))
+            .await
+            .map_err(|_| HandleError::Stopped)
+    }
+
+    /// The speaker and its peers at a glance.
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn summary(&self) -> Result<Summary, HandleError> {
+        self.ask(Command::Summary).await
+    }
+
+    /// Every peer in detail.
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn neighbors(&self) -> Result<Vec<Neighbor>, HandleError> {
+        self.ask(Command::Neighbors).await
+    }
+
+    /// Paths, sorted by prefix, best first.
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn routes(&self, query: RouteQuery) -> Result<Vec<Route>, HandleError> {
+        self.ask(|answer| Command::Routes(query, answer)).await
+    }
+
+    /// The addresses listened on, with the ports the kernel gave.
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn listening(&self) -> Result<Vec<SocketAddr>, HandleError> {
+        self.ask(Command::Listening).await
+    }
+
+    /// Stops the speaker and waits until its sockets are closed. Graceful: TCP is closed without a NOTIFICATION, so that
+    /// peers that agreed on graceful restart keep our routes for the next process. Otherwise every peer gets a Cease
+    /// (Administrative Shutdown) and forgets them at once.
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`] when it had stopped before.
+    pub async fn shutdown(&self, graceful: bool) -> Result<(), HandleError> {
+        self.ask(|done| Command::Shutdown { graceful, done }).await
+    }
+}

@@ -1,0 +1,294 @@
+//! What a speaker shows and reports: events for the program around it, and the rows behind `summary`, `neighbors` and `routes`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnetwork::IpNetwork;
+use serde::Serialize;
+
+use crate::config::Family;
+use crate::filter::{Community, PeerType};
+
+/// What the program around a speaker is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Learned routes changed. One entry a prefix at most; applying it twice does no harm.
+    Routes(Vec<RouteChange>),
+    /// A session changed its state.
+    PeerState {
+        /// The peer's name.
+        peer: String,
+        /// Its address.
+        address: IpAddr,
+        /// The new state.
+        state: State,
+        /// Why, when it went down.
+        reason: Option<String>,
+    },
+    /// Every peer that came up has sent its table, or the cap has passed: what is not learned by now is not there.
+    /// Told once in a speaker's life.
+    InitialSync,
+}
+
+/// One learned destination, and how to get there now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RouteChange {
+    /// Destination without host bits.
+    pub prefix: IpNetwork,
+    /// Sorted and distinct; more than one is ECMP; none means that the route is gone.
+    pub next_hops: Vec<IpAddr>,
+}
+
+/// What to say with a route of our own. Empty means the defaults: origin IGP, LOCAL_PREF 100 inside the AS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct OriginAttributes {
+    /// Next hop to give instead of our own address.
+    pub next_hop: Option<IpAddr>,
+    /// LOCAL_PREF inside the AS.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// Communities, sorted and distinct when built with [`OriginAttributes::with_communities`].
+    pub communities: Vec<Community>,
+}
+
+impl OriginAttributes {
+    /// The defaults with these communities.
+    pub fn with_communities(communities: impl IntoIterator<Item = Community>) -> Self {
+        let mut communities: Vec<Community> = communities.into_iter().collect();
+        communities.sort();
+        communities.dedup();
+        Self {
+            communities,
+            ..Self::default()
+        }
+    }
+}
+
+/// RFC 4271 §8.2.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub enum State {
+    /// Refusing connections, waiting before the next attempt, or shut down.
+    Idle,
+    /// Our TCP connection is being made.
+    Connect,
+    /// Between attempts, or passive: waiting to be connected to.
+    Active,
+    /// Our OPEN is out, the peer's is not in.
+    OpenSent,
+    /// Both OPENs are accepted, the first KEEPALIVE is not in.
+    OpenConfirm,
+    /// Routes are exchanged.
+    Established,
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // `pad` so that tables can ask for a width.
+        f.pad(match self {
+            Self::Idle => "Idle",
+            Self::Connect => "Connect",
+            Self::Active => "Active",
+            Self::OpenSent => "OpenSent",
+            Self::OpenConfirm => "OpenConfirm",
+            Self::Established => "Established",
+        })
+    }
+}
+
+/// The whole speaker at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// BGP Identifier.
+    pub router_id: Ipv4Addr,
+    /// Our AS.
+    pub asn: u32,
+    /// Whether [`Event::InitialSync`] has been told.
+    pub in_sync: bool,
+    /// Destinations by family.
+    pub prefixes: BTreeMap<Family, usize>,
+    /// Distinct attribute sets in memory.
+    pub attribute_sets: usize,
+    /// Peers in the order of the configuration.
+    pub peers: Vec<PeerSummary>,
+}
+
+/// One row of `summary`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PeerSummary {
+    /// The peer's name.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its AS: configured, or learned from its OPEN.
+    pub asn: Option<u32>,
+    /// Inside or outside, once the AS is known.
+    pub peer_type: Option<PeerType>,
+    /// Where the session is.
+    pub state: State,
+    /// Seconds in that state.
+    pub since_seconds: u64,
+    /// Prefixes received: accepted, and refused by import.
+    pub received: usize,
+    /// Prefixes accepted.
+    pub accepted: usize,
+    /// Prefixes given to it.
+    pub advertised: usize,
+    /// Messages received since the speaker started.
+    pub messages_in: u64,
+    /// Messages sent since the speaker started.
+    pub messages_out: u64,
+    /// Why the session went down last, or why the last attempt failed.
+    pub last_error: Option<String>,
+    /// Free text of the configuration.
+    pub description: String,
+}
+
+/// One peer in detail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Neighbor {
+    /// The row of `summary`.
+    #[serde(flatten)]
+    pub summary: PeerSummary,
+    /// Its BGP Identifier, once established.
+    pub router_id: Option<Ipv4Addr>,
+    /// Our end of the connection.
+    pub local_address: Option<IpAddr>,
+    /// We are the AS of this number to it.
+    pub local_asn: u32,
+    /// Negotiated hold time in seconds; 0: none.
+    pub hold_time: Option<u64>,
+    /// Keepalive interval in seconds.
+    pub keepalive: Option<u64>,
+    /// Families in use.
+    pub families: Vec<Family>,
+    /// Both sides use four octets for an AS.
+    pub four_octet_as: bool,
+    /// The peer takes ROUTE-REFRESH.
+    pub route_refresh: bool,
+    /// IPv4 prefixes may have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
+    /// The peer's graceful-restart capability.
+    pub graceful_restart: Option<PeerRestart>,
+    /// Client of us as reflector.
+    pub rr_client: bool,
+    /// Prefixes kept although the peer is gone.
+    pub stale: usize,
+    /// Counters by family.
+    pub by_family: BTreeMap<Family, FamilyCounts>,
+    /// How often the session was established.
+    pub established_count: u64,
+}
+
+/// A peer's graceful-restart capability (RFC 4724 §3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PeerRestart {
+    /// Seconds its routes are kept when it is lost.
+    pub restart_time: u16,
+    /// It had restarted when it said so.
+    pub restarting: bool,
+    /// RFC 8538: a NOTIFICATION does not end it, unless it is a hard reset.
+    pub notification: bool,
+    /// Families it can keep forwarding.
+    pub families: Vec<Family>,
+}
+
+/// Prefix counters of one peer in one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FamilyCounts {
+    /// Accepted.
+    pub accepted: usize,
+    /// Refused by import.
+    pub refused: usize,
+    /// Given to it.
+    pub advertised: usize,
+    /// End-of-RIB came.
+    pub end_of_rib: bool,
+}
+
+/// Which routes to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteQuery {
+    /// Which view.
+    pub view: RouteViewKind,
+    /// Only this peer: as the source, or for [`RouteViewKind::Advertised`] as the receiver.
+    pub peer: Option<String>,
+    /// Only prefixes within this one; a host address without length is looked up by longest match.
+    pub prefix: Option<PrefixQuery>,
+    /// At most so many rows; 0: all.
+    pub limit: usize,
+}
+
+/// A condition on prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixQuery {
+    /// That prefix.
+    Exact(IpNetwork),
+    /// It and all within.
+    Within(IpNetwork),
+    /// The longest prefix over an address.
+    Longest(IpAddr),
+}
+
+/// Which routes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouteViewKind {
+    /// Everything known: used, lost and refused.
+    #[default]
+    All,
+    /// Received from peers: accepted and refused.
+    Received,
+    /// Accepted by import.
+    Accepted,
+    /// The used path of each prefix, with its ECMP companions.
+    Best,
+    /// What a peer is given (needs `peer`).
+    Advertised,
+}
+
+/// One path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Route {
+    /// Destination.
+    pub prefix: IpNetwork,
+    /// The peer it came from; none: our own.
+    pub peer: Option<String>,
+    /// What became of it.
+    pub status: RouteStatus,
+    /// Why it lost or was refused, or by which step it won, in words.
+    pub reason: Option<String>,
+    /// The peer is gone, and the route kept for its return.
+    pub stale: bool,
+    /// Next hop.
+    pub next_hop: Option<IpAddr>,
+    /// AS_PATH as text: `65001 65002 {65003,65004}`.
+    pub as_path: String,
+    /// `IGP`, `EGP` or `incomplete`.
+    pub origin: &'static str,
+    /// LOCAL_PREF.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// Communities, standard then large.
+    pub communities: Vec<String>,
+    /// ORIGINATOR_ID (RFC 4456).
+    pub originator_id: Option<Ipv4Addr>,
+    /// CLUSTER_LIST (RFC 4456).
+    pub cluster_list: Vec<Ipv4Addr>,
+}
+
+/// What became of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteStatus {
+    /// The best path.
+    Best,
+    /// Used beside the best one (ECMP).
+    Multipath,
+    /// Accepted, but another is better.
+    Lost,
+    /// Refused by import.
+    Refused,
+    /// Given to the peer asked about.
+    Advertised,
+}
