@@ -1,1 +1,3 @@
 //! The agent of one node: calculation, rendering, reconciliation, and the kernel.
+
+pub mod nft;
