@@ -1,1 +1,26 @@
-//! The versioned store: trait, memory and SQLite backends, mirror, block IPAM.
+//! The versioned store: what the cluster should look like, kept where several processes can agree on it.
+//!
+//! ```text
+//!   Client (typed create, update, apply)     Mirror (list + watch → map + changes)     Ipam (blocks)
+//!            └──────────────────┬─────────────────────┴──────────────────┬───────────────┘
+//!                          trait Store: get · list at one revision · watch · compare-and-swap
+//!                     ┌──────────────┴──────────────┐
+//!                  memory                        SQLite (one machine, several processes)
+//! ```
+//!
+//! Everything above the trait needs only compare-and-swap on a single key, so that the weakest store one can think
+//! of carries it. Keys and JSON values are Calico's ([`key`]).
+
+pub mod backend;
+pub mod store;
+
+pub use store::{
+    Batch, Capabilities, Compare, Entry, Error, Event, Expect, Listing, Op, Result, ResyncReason, Revision,
+    Status, Store, Value, Watch, WatchItem,
+};
+
+/// Where the store is when nobody says otherwise.
+pub const DEFAULT_URL: &str = "sqlite:///var/lib/margay/margay.db";
+
+/// The environment variable that names the store.
+pub const URL_ENV: &str = "MARGAY_DATASTORE";

@@ -1,0 +1,3 @@
+//! Where the data lives.
+
+pub mod memory;
