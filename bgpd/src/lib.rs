@@ -14,6 +14,7 @@ pub mod config;
 pub mod filter;
 pub mod net;
 pub mod view;
+pub mod wire;
 
 pub use config::{Family, PeerConfig, SpeakerConfig};
 pub use view::{Event, OriginAttributes, RouteChange, State};

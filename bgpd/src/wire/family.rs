@@ -1,6 +1,7 @@
 //! Address families: the pair (AFI, SAFI) as the wire has it, and the two of them that are routed here.
 
 use std::fmt;
+use std::net::IpAddr;
 
 /// IANA "Address Family Numbers".
 pub const AFI_IPV4: u16 = 1;
@@ -74,6 +75,14 @@ pub enum Family {
 impl Family {
     /// Every family, in the order in which tables are shown.
     pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
+
+    /// The family of an address.
+    pub const fn of(address: &IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Family::Ipv4Unicast,
+            IpAddr::V6(_) => Family::Ipv6Unicast,
+        }
+    }
 
     /// The pair that stands for this family on the wire.
     pub const fn afi_safi(self) -> AfiSafi {
