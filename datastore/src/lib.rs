@@ -12,12 +12,17 @@
 //! of carries it. Keys and JSON values are Calico's ([`key`]).
 
 pub mod backend;
+pub mod conformance;
 pub mod store;
+
+mod random;
+mod url;
 
 pub use store::{
     Batch, Capabilities, Compare, Entry, Error, Event, Expect, Listing, Op, Result, ResyncReason, Revision,
     Status, Store, Value, Watch, WatchItem,
 };
+pub use url::open;
 
 /// Where the store is when nobody says otherwise.
 pub const DEFAULT_URL: &str = "sqlite:///var/lib/margay/margay.db";

@@ -1,3 +1,4 @@
 //! Where the data lives.
 
 pub mod memory;
+pub mod sqlite;
