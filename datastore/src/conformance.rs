@@ -2,11 +2,6 @@
 //!
 //! Each case works below a prefix of its own, so a backend may hand out one store for all of them.
 
-#![expect(
-    clippy::missing_panics_doc,
-    reason = "a test suite panics to say what is wrong"
-)]
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

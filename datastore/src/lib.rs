@@ -13,11 +13,13 @@
 
 pub mod backend;
 pub mod conformance;
+pub mod mirror;
 pub mod store;
 
 mod random;
 mod url;
 
+pub use mirror::{Mirror, State, Update};
 pub use store::{
     Batch, Capabilities, Compare, Entry, Error, Event, Expect, Listing, Op, Result, ResyncReason, Revision,
     Status, Store, Value, Watch, WatchItem,
