@@ -1,5 +1,21 @@
 //! Resource kinds, selectors, policy compiler, reference evaluator and explanations; pure.
+//!
+//! Nothing here opens a file, a socket or a clock: text and values come in, values come out, and the same
+//! input always gives the same output. Layers, each using only those above it:
+//!
+//! ```text
+//! selector   label expressions: parse, print, match, analyse
+//! resource   the kinds of the API, as typed structs beside their JSON
+//! validate   what a well-formed object must also satisfy
+//! manifest   YAML and JSON documents -> resources, with file, line and column in every error
+//! model      the validated world of tiers, policies, sets and endpoints
+//! compile    that world as a small program for a kernel
+//! ```
 
 pub mod compile;
 pub mod model;
 pub mod packet;
+pub mod resource;
+pub mod selector;
+
+mod nearest;
