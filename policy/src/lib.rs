@@ -9,10 +9,12 @@
 //! validate   what a well-formed object must also satisfy
 //! manifest   YAML and JSON documents -> resources, with file, line and column in every error
 //! model      the validated world of tiers, policies, sets and endpoints
+//! eval       who may speak to whom, said slowly and plainly
 //! compile    that world as a small program for a kernel
 //! ```
 
 pub mod compile;
+pub mod eval;
 pub mod model;
 pub mod packet;
 pub mod resource;

@@ -1,0 +1,717 @@
+//! From API objects to the model: defaults, scopes, inheritance, and what becomes of broken objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::Serialize;
+
+use super::labels::{NAMESPACE_LABEL, NAMESPACE_NAME_LABEL, NAMESPACE_PREFIX, ORCHESTRATOR_LABEL};
+use super::labels::{SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX};
+use super::{
+    Action, Endpoint, EndpointId, HostEndpoint, IcmpMatch, LabelSet, Model, NamedPort, NetworkSet, Order,
+    Origin, Peer, PeerSelector, Policy, PolicyKey, PolicyKind, PortMatch, Profile, Rule, Scope,
+    ServiceAccounts, SetKey, Tier, TierEnd,
+};
+use crate::packet::{IpVersion, Protocol};
+use crate::resource::{self, ObjectMeta, Resource};
+use crate::selector::Selector;
+
+/// The profile that allows everything; it exists even when nobody stored it.
+pub const DEFAULT_ALLOW_PROFILE: &str = "projectcalico-default-allow";
+
+/// The namespace of a namespaced object that does not name one.
+const DEFAULT_NAMESPACE: &str = "default";
+
+/// Something in the store that cannot be used as it is, and what was done about it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Problem {
+    /// Kind of the object.
+    pub kind: String,
+    /// Its namespace, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// The field, such as `spec.ingress[0]`.
+    pub field: String,
+    /// What is wrong, and the consequence.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.kind)?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        write!(f, "{}: {}: {}", self.name, self.field, self.message)
+    }
+}
+
+impl Model {
+    /// Builds the model from API objects, in any order; kinds that have no say in policy are ignored. Of two objects
+    /// of the same kind, namespace and name, one is kept; which one is not defined.
+    ///
+    /// Broken objects are reported, in a fixed order, and treated as the documentation of this module says.
+    pub fn from_resources<'r>(resources: impl IntoIterator<Item = &'r Resource>) -> (Self, Vec<Problem>) {
+        let mut builder = Builder::default();
+        let mut endpoints = Vec::new();
+        let mut hosts = Vec::new();
+        let mut sets = Vec::new();
+        for resource in resources {
+            match resource {
+                Resource::Profile(object) => builder.profile(&object.metadata, &object.spec),
+                Resource::Tier(object) => builder.tier(&object.metadata, &object.spec),
+                Resource::NetworkPolicy(object) => builder.network_policy(&object.metadata, &object.spec),
+                Resource::GlobalNetworkPolicy(object) => {
+                    builder.global_policy(&object.metadata, &object.spec)
+                }
+                Resource::StagedNetworkPolicy(object) => {
+                    builder.staged_policy(&object.metadata, &object.spec)
+                }
+                Resource::StagedGlobalNetworkPolicy(object) => {
+                    builder.staged_global(&object.metadata, &object.spec)
+                }
+                // Labels come from profiles, so what has labels waits until all profiles are known.
+                Resource::WorkloadEndpoint(object) => endpoints.push(object),
+                Resource::HostEndpoint(object) => hosts.push(object),
+                Resource::NetworkSet(object) => {
+                    sets.push((
+                        &object.metadata,
+                        &object.spec.nets,
+                        Some(namespace(&object.metadata)),
+                    ));
+                }
+                Resource::GlobalNetworkSet(object) => sets.push((&object.metadata, &object.spec.nets, None)),
+                _ => {}
+            }
+        }
+        builder.add_built_in();
+        endpoints
+            .into_iter()
+            .for_each(|object| builder.workload(&object.metadata, &object.spec));
+        hosts
+            .into_iter()
+            .for_each(|object| builder.host(&object.metadata, &object.spec));
+        sets.into_iter()
+            .for_each(|(metadata, nets, namespace)| builder.set(metadata, nets.as_deref(), namespace));
+        builder.problems.sort();
+        (builder.model, builder.problems)
+    }
+}
+
+fn namespace(metadata: &ObjectMeta) -> String {
+    metadata
+        .namespace
+        .clone()
+        .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
+}
+
+/// What the policy kinds have in common.
+struct PolicySpec<'r> {
+    kind: PolicyKind,
+    /// The namespace of a namespaced kind.
+    namespace: Option<String>,
+    tier: Option<&'r str>,
+    order: Option<f64>,
+    selector: Option<&'r str>,
+    namespace_selector: Option<&'r str>,
+    service_account_selector: Option<&'r str>,
+    types: Option<&'r [resource::PolicyType]>,
+    ingress: Option<&'r [resource::Rule]>,
+    egress: Option<&'r [resource::Rule]>,
+    host_only: bool,
+    apply_on_forward: bool,
+}
+
+#[derive(Default)]
+struct Builder {
+    model: Model,
+    problems: Vec<Problem>,
+}
+
+impl Builder {
+    fn problem(
+        &mut self,
+        kind: &str,
+        metadata: &ObjectMeta,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) {
+        self.problems.push(Problem {
+            kind: kind.to_owned(),
+            namespace: metadata.namespace.clone(),
+            name: metadata.name.clone(),
+            field: field.into(),
+            message: message.into(),
+        });
+    }
+
+    fn tier(&mut self, metadata: &ObjectMeta, spec: &resource::TierSpec) {
+        let end = match spec.default_action {
+            Some(resource::DefaultAction::Pass) => TierEnd::Pass,
+            Some(resource::DefaultAction::Deny) | None => TierEnd::Deny,
+        };
+        let name = metadata.name.clone();
+        // The orders of the built-in tiers are fixed, as in Calico, but a stored object may change their end.
+        let order = built_in_order(&name).or(spec.order);
+        self.model.tiers.insert(
+            name.clone(),
+            Tier {
+                name,
+                order: Order(order),
+                end,
+            },
+        );
+    }
+
+    /// What exists without being stored, and tiers that policies name but nobody defined.
+    fn add_built_in(&mut self) {
+        let profile = Profile {
+            name: DEFAULT_ALLOW_PROFILE.to_owned(),
+            ingress: vec![Rule::any(Action::Allow)],
+            egress: vec![Rule::any(Action::Allow)],
+            ..Profile::default()
+        };
+        self.model.profiles.entry(profile.name.clone()).or_insert(profile);
+        for name in [
+            resource::DEFAULT_TIER,
+            resource::KUBE_ADMIN_TIER,
+            resource::KUBE_BASELINE_TIER,
+        ] {
+            // An administrator's tier that did not decide lets the next tier decide; the tier `default` is the floor.
+            let end = if name == resource::DEFAULT_TIER {
+                TierEnd::Deny
+            } else {
+                TierEnd::Pass
+            };
+            let tier = Tier {
+                name: name.to_owned(),
+                order: Order(built_in_order(name)),
+                end,
+            };
+            self.model.tiers.entry(name.to_owned()).or_insert(tier);
+        }
+        let Model { policies, tiers, .. } = &mut self.model;
+        for policy in policies.values().filter(|policy| !policy.key.kind.is_staged()) {
+            if !tiers.contains_key(&policy.tier) {
+                self.problems.push(Problem {
+                    kind: policy.key.kind.as_str().to_owned(),
+                    namespace: policy.key.namespace.clone(),
+                    name: policy.key.name.clone(),
+                    field: "spec.tier".to_owned(),
+                    message: format!(
+                        "there is no tier {:?}: enforced after all tiers, ending with Deny",
+                        policy.tier
+                    ),
+                });
+            }
+        }
+        let missing: BTreeSet<String> = policies
+            .values()
+            .map(|policy| policy.tier.clone())
+            .filter(|tier| !tiers.contains_key(tier))
+            .collect();
+        for name in missing {
+            tiers.insert(
+                name.clone(),
+                Tier {
+                    name,
+                    order: Order(None),
+                    end: TierEnd::Deny,
+                },
+            );
+        }
+    }
+
+    fn network_policy(&mut self, metadata: &ObjectMeta, spec: &resource::NetworkPolicySpec) {
+        let spec = PolicySpec {
+            kind: PolicyKind::NetworkPolicy,
+            namespace: Some(namespace(metadata)),
+            tier: spec.tier.as_deref(),
+            order: spec.order,
+            selector: spec.selector.as_deref(),
+            namespace_selector: None,
+            service_account_selector: spec.service_account_selector.as_deref(),
+            types: spec.types.as_deref(),
+            ingress: spec.ingress.as_deref(),
+            egress: spec.egress.as_deref(),
+            host_only: false,
+            apply_on_forward: false,
+        };
+        self.policy(metadata, &spec);
+    }
+
+    fn staged_policy(&mut self, metadata: &ObjectMeta, spec: &resource::StagedNetworkPolicySpec) {
+        let spec = PolicySpec {
+            kind: PolicyKind::StagedNetworkPolicy,
+            namespace: Some(namespace(metadata)),
+            tier: spec.tier.as_deref(),
+            order: spec.order,
+            selector: spec.selector.as_deref(),
+            namespace_selector: None,
+            service_account_selector: spec.service_account_selector.as_deref(),
+            types: spec.types.as_deref(),
+            ingress: spec.ingress.as_deref(),
+            egress: spec.egress.as_deref(),
+            host_only: false,
+            apply_on_forward: false,
+        };
+        self.policy(metadata, &spec);
+    }
+
+    fn global_policy(&mut self, metadata: &ObjectMeta, spec: &resource::GlobalNetworkPolicySpec) {
+        let spec = PolicySpec {
+            kind: PolicyKind::GlobalNetworkPolicy,
+            namespace: None,
+            tier: spec.tier.as_deref(),
+            order: spec.order,
+            selector: spec.selector.as_deref(),
+            namespace_selector: spec.namespace_selector.as_deref(),
+            service_account_selector: spec.service_account_selector.as_deref(),
+            types: spec.types.as_deref(),
+            ingress: spec.ingress.as_deref(),
+            egress: spec.egress.as_deref(),
+            host_only: spec.do_not_track == Some(true) || spec.pre_dnat == Some(true),
+            apply_on_forward: spec.apply_on_forward == Some(true),
+        };
+        self.policy(metadata, &spec);
+    }
+
+    fn staged_global(&mut self, metadata: &ObjectMeta, spec: &resource::StagedGlobalNetworkPolicySpec) {
+        let spec = PolicySpec {
+            kind: PolicyKind::StagedGlobalNetworkPolicy,
+            namespace: None,
+            tier: spec.tier.as_deref(),
+            order: spec.order,
+            selector: spec.selector.as_deref(),
+            namespace_selector: spec.namespace_selector.as_deref(),
+            service_account_selector: spec.service_account_selector.as_deref(),
+            types: spec.types.as_deref(),
+            ingress: spec.ingress.as_deref(),
+            egress: spec.egress.as_deref(),
+            host_only: spec.do_not_track == Some(true) || spec.pre_dnat == Some(true),
+            apply_on_forward: spec.apply_on_forward == Some(true),
+        };
+        self.policy(metadata, &spec);
+    }
+
+    fn policy(&mut self, metadata: &ObjectMeta, spec: &PolicySpec<'_>) {
+        let key = PolicyKey {
+            kind: spec.kind,
+            namespace: spec.namespace.clone(),
+            name: metadata.name.clone(),
+        };
+        let selector = match policy_selector(spec) {
+            Ok(selector) => selector,
+            Err((field, message)) => {
+                let message = format!("{message}: it cannot be told whom the policy selects; it is left out");
+                self.problem(spec.kind.as_str(), metadata, format!("spec.{field}"), message);
+                return;
+            }
+        };
+        let (ingress, egress) = resource::effective_types(spec.types, spec.ingress, spec.egress);
+        let source = metadata.source();
+        let lines = source
+            .as_ref()
+            .map(|source| (source.ingress.as_slice(), source.egress.as_slice()));
+        let (ingress_lines, egress_lines) = lines.unwrap_or_default();
+        let mut rules = |applies: bool, list: Option<&[resource::Rule]>, field: &str, lines: &[u32]| {
+            applies.then(|| self.rules(&key, metadata, list.unwrap_or_default(), field, lines))
+        };
+        let ingress = rules(ingress, spec.ingress, "spec.ingress", ingress_lines);
+        let egress = rules(egress, spec.egress, "spec.egress", egress_lines);
+        let policy = Policy {
+            key: key.clone(),
+            tier: spec
+                .tier
+                .filter(|tier| !tier.is_empty())
+                .unwrap_or(resource::DEFAULT_TIER)
+                .to_owned(),
+            order: Order(spec.order),
+            selector,
+            ingress,
+            egress,
+            host_only: spec.host_only,
+            apply_on_forward: spec.apply_on_forward,
+            origin: origin(metadata),
+        };
+        self.model.policies.insert(key, policy);
+    }
+
+    fn profile(&mut self, metadata: &ObjectMeta, spec: &resource::ProfileSpec) {
+        let key = PolicyKey::profile(&metadata.name);
+        let source = metadata.source().unwrap_or_default();
+        let ingress = spec.ingress.as_deref().unwrap_or_default();
+        let egress = spec.egress.as_deref().unwrap_or_default();
+        let profile = Profile {
+            name: metadata.name.clone(),
+            ingress: self.rules(&key, metadata, ingress, "spec.ingress", &source.ingress),
+            egress: self.rules(&key, metadata, egress, "spec.egress", &source.egress),
+            labels: spec.labels_to_apply.clone().unwrap_or_default(),
+            origin: origin(metadata),
+        };
+        self.model.profiles.insert(metadata.name.clone(), profile);
+    }
+
+    fn rules(
+        &mut self,
+        key: &PolicyKey,
+        metadata: &ObjectMeta,
+        list: &[resource::Rule],
+        field: &str,
+        lines: &[u32],
+    ) -> Vec<Rule> {
+        let mut rules = Vec::with_capacity(list.len());
+        for (index, spec) in list.iter().enumerate() {
+            let action = match spec.action {
+                resource::Action::Allow => Action::Allow,
+                resource::Action::Deny => Action::Deny,
+                resource::Action::Pass => Action::Pass,
+                resource::Action::Log => Action::Log,
+            };
+            let mut rule = rule(action, spec, key.namespace.as_deref()).unwrap_or_else(|message| {
+                let consequence = match action {
+                    Action::Deny => "the rule denies everything that reaches it",
+                    Action::Allow | Action::Pass | Action::Log => "the rule matches nothing",
+                };
+                let message = format!("{message}: {consequence}");
+                self.problem(key.kind.as_str(), metadata, format!("{field}[{index}]"), message);
+                Rule {
+                    broken: true,
+                    ..Rule::any(action)
+                }
+            });
+            rule.line = lines.get(index).copied();
+            rules.push(rule);
+        }
+        rules
+    }
+
+    /// Own labels over those of the profiles, except under the two reserved prefixes.
+    fn labels<'p>(
+        &self,
+        own: &BTreeMap<String, String>,
+        profiles: impl Iterator<Item = &'p str>,
+        namespace: Option<&str>,
+        implicit: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> LabelSet {
+        let mut inherited: BTreeMap<String, String> = BTreeMap::new();
+        for profile in profiles.filter_map(|name| self.model.profiles.get(name)) {
+            for (key, value) in &profile.labels {
+                inherited.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        if let Some(namespace) = namespace {
+            // Whoever is in a namespace has its labels, whether or not the profile is in the list.
+            let profile = self.model.profiles.get(&format!("kns.{namespace}"));
+            let of_namespace = profile.into_iter().flat_map(|profile| &profile.labels);
+            for (key, value) in of_namespace.filter(|(key, _)| key.starts_with(NAMESPACE_PREFIX)) {
+                inherited.insert(key.clone(), value.clone());
+            }
+            inherited.insert(
+                format!("{NAMESPACE_PREFIX}{NAMESPACE_NAME_LABEL}"),
+                namespace.to_owned(),
+            );
+        }
+        let mut labels = own.clone();
+        for (key, value) in inherited {
+            if key.starts_with(NAMESPACE_PREFIX) || key.starts_with(SERVICE_ACCOUNT_PREFIX) {
+                labels.insert(key, value);
+            } else {
+                labels.entry(key).or_insert(value);
+            }
+        }
+        if let Some(namespace) = namespace {
+            labels.insert(NAMESPACE_LABEL.to_owned(), namespace.to_owned());
+        }
+        labels.extend(implicit.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        LabelSet::new(labels)
+    }
+
+    fn workload(&mut self, metadata: &ObjectMeta, spec: &resource::WorkloadEndpointSpec) {
+        let id = EndpointId::new(namespace(metadata), &metadata.name);
+        let mut profiles = spec.profiles.clone().unwrap_or_default();
+        dedup(&mut profiles);
+        let orchestrator = spec.orchestrator.clone().filter(|name| !name.is_empty());
+        let account = spec.service_account_name.clone().filter(|name| !name.is_empty());
+        let implicit = orchestrator
+            .map(|name| (ORCHESTRATOR_LABEL, name))
+            .into_iter()
+            .chain(account.map(|name| (SERVICE_ACCOUNT_LABEL, name)));
+        let names = profiles.iter().map(String::as_str);
+        let labels = self.labels(&metadata.labels, names, Some(&id.namespace), implicit);
+        let interface = spec.interface_name.clone().unwrap_or_default();
+        if interface.is_empty() {
+            let message = "the endpoint has no interface: nothing can be enforced for it, nothing passes";
+            self.problem("WorkloadEndpoint", metadata, "spec.interfaceName", message);
+        }
+        let ports = spec.ports.iter().flatten().filter_map(|port| {
+            let name = port.name.clone().filter(|name| !name.is_empty())?;
+            Some(NamedPort {
+                name,
+                protocol: Protocol(port.protocol.number()),
+                port: port.port,
+            })
+        });
+        let workload = spec
+            .pod
+            .clone()
+            .or_else(|| spec.workload.clone())
+            .unwrap_or_default();
+        let endpoint = Endpoint {
+            node: spec.node.clone().unwrap_or_default(),
+            workload,
+            interface,
+            addresses: spec.ip_networks.iter().flatten().map(IpNetwork::ip).collect(),
+            labels,
+            profiles,
+            ports: ports.collect(),
+            allowed_spoofed: spec
+                .allow_spoofed_source_prefixes
+                .iter()
+                .flatten()
+                .copied()
+                .map(masked)
+                .collect(),
+            id: id.clone(),
+        };
+        self.model.endpoints.insert(id, endpoint);
+    }
+
+    fn host(&mut self, metadata: &ObjectMeta, spec: &resource::HostEndpointSpec) {
+        let mut profiles = spec.profiles.clone().unwrap_or_default();
+        dedup(&mut profiles);
+        let labels = self.labels(&metadata.labels, profiles.iter().map(String::as_str), None, None);
+        let ports = spec.ports.iter().flatten().map(|port| NamedPort {
+            name: port.name.clone(),
+            protocol: Protocol(port.protocol.number()),
+            port: port.port,
+        });
+        let host = HostEndpoint {
+            name: metadata.name.clone(),
+            node: spec.node.clone().unwrap_or_default(),
+            interface: spec.interface_name.clone().filter(|name| !name.is_empty()),
+            addresses: spec
+                .expected_ips
+                .iter()
+                .flatten()
+                .copied()
+                .collect::<BTreeSet<IpAddr>>(),
+            labels,
+            profiles,
+            ports: ports.collect(),
+        };
+        self.model.host_endpoints.insert(metadata.name.clone(), host);
+    }
+
+    fn set(&mut self, metadata: &ObjectMeta, nets: Option<&[IpNetwork]>, namespace: Option<String>) {
+        let labels = self.labels(&metadata.labels, std::iter::empty(), namespace.as_deref(), None);
+        let nets = nets.unwrap_or_default().iter().copied().map(masked).collect();
+        let key = SetKey {
+            namespace,
+            name: metadata.name.clone(),
+        };
+        self.model
+            .sets
+            .insert(key.clone(), NetworkSet { key, nets, labels });
+    }
+}
+
+fn built_in_order(name: &str) -> Option<f64> {
+    match name {
+        resource::DEFAULT_TIER => Some(resource::DEFAULT_TIER_ORDER),
+        resource::KUBE_ADMIN_TIER => Some(resource::KUBE_ADMIN_TIER_ORDER),
+        resource::KUBE_BASELINE_TIER => Some(resource::KUBE_BASELINE_TIER_ORDER),
+        _ => None,
+    }
+}
+
+/// To ask a profile twice changes nothing.
+fn dedup(profiles: &mut Vec<String>) {
+    let mut seen = BTreeSet::new();
+    profiles.retain(|name| seen.insert(name.clone()));
+}
+
+fn origin(metadata: &ObjectMeta) -> Option<Origin> {
+    metadata.source().map(|source| Origin {
+        file: source.file,
+        line: source.line,
+    })
+}
+
+/// People write `10.1.2.3/8`; what they mean is the network.
+fn masked(net: IpNetwork) -> IpNetwork {
+    IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
+}
+
+fn given(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.trim().is_empty())
+}
+
+/// A selector, or the field and what is wrong with it.
+type Parsed<T> = Result<T, (&'static str, String)>;
+
+fn parse(field: &'static str, text: &str) -> Parsed<Selector> {
+    let selector = Selector::parse(text).map_err(|error| (field, error.to_string()))?;
+    if selector.mentions_global() {
+        return Err((
+            field,
+            "global() stands alone, and only in a namespaceSelector".to_owned(),
+        ));
+    }
+    Ok(selector)
+}
+
+fn parse_namespaces(text: &str) -> Parsed<Scope> {
+    match Selector::parse(text) {
+        Ok(selector) if selector.is_global() => Ok(Scope::Global),
+        _ => parse("namespaceSelector", text).map(Scope::Namespaces),
+    }
+}
+
+fn policy_selector(spec: &PolicySpec<'_>) -> Parsed<PeerSelector> {
+    let scope = match (&spec.namespace, given(spec.namespace_selector)) {
+        (Some(namespace), _) => Scope::Namespace(namespace.clone()),
+        (None, Some(selector)) => parse_namespaces(selector)?,
+        (None, None) => Scope::Anywhere,
+    };
+    let selector = given(spec.selector)
+        .map(|text| parse("selector", text))
+        .transpose()?;
+    let accounts = given(spec.service_account_selector)
+        .map(|text| parse("serviceAccountSelector", text))
+        .transpose()?
+        .map(|selector| ServiceAccounts {
+            names: BTreeSet::new(),
+            selector: Some(selector),
+        });
+    Ok(PeerSelector {
+        scope,
+        selector,
+        service_accounts: accounts,
+    })
+}
+
+/// Reads one rule; the error says what is wrong with it.
+fn rule(action: Action, spec: &resource::Rule, namespace: Option<&str>) -> Result<Rule, String> {
+    if spec.http.is_some() {
+        return Err("http matches are not supported".to_owned());
+    }
+    let ip_version = match spec.ip_version {
+        None => None,
+        Some(4) => Some(IpVersion::V4),
+        Some(6) => Some(IpVersion::V6),
+        Some(other) => return Err(format!("ipVersion {other} is neither 4 nor 6")),
+    };
+    let protocol = spec.protocol.map(|protocol| Protocol(protocol.number()));
+    let icmp = |spec: Option<&resource::IcmpMatch>| match spec {
+        None => Ok(None),
+        Some(_) if protocol.and_then(Protocol::icmp_version).is_none() => {
+            Err("an ICMP match needs protocol ICMP or ICMPv6".to_owned())
+        }
+        Some(resource::IcmpMatch {
+            icmp_type: Some(kind),
+            code,
+        }) => Ok(Some(IcmpMatch {
+            kind: *kind,
+            code: *code,
+        })),
+        Some(resource::IcmpMatch {
+            icmp_type: None,
+            code: Some(_),
+        }) => Err("an ICMP code needs a type".to_owned()),
+        Some(resource::IcmpMatch {
+            icmp_type: None,
+            code: None,
+        }) => Ok(None),
+    };
+    let peer = |spec: Option<&resource::EntityRule>| {
+        spec.map_or_else(|| Ok(Peer::default()), |spec| peer(spec, protocol, namespace))
+    };
+    Ok(Rule {
+        action,
+        ip_version,
+        protocol,
+        not_protocol: spec.not_protocol.map(|protocol| Protocol(protocol.number())),
+        icmp: icmp(spec.icmp.as_ref())?,
+        not_icmp: icmp(spec.not_icmp.as_ref())?,
+        source: peer(spec.source.as_ref())?,
+        destination: peer(spec.destination.as_ref())?,
+        broken: false,
+        line: None,
+    })
+}
+
+fn peer(
+    spec: &resource::EntityRule,
+    protocol: Option<Protocol>,
+    namespace: Option<&str>,
+) -> Result<Peer, String> {
+    if spec.services.is_some() {
+        return Err("services are not supported".to_owned());
+    }
+    let mut ports = spec.ports.iter().chain(&spec.not_ports).flatten();
+    if ports.next().is_some() && !protocol.is_some_and(Protocol::has_ports) {
+        return Err("ports need protocol TCP, UDP or SCTP".to_owned());
+    }
+    let in_field = |(field, message): (&'static str, String)| format!("{field}: {message}");
+    let accounts = match &spec.service_accounts {
+        None => None,
+        Some(accounts) => {
+            let selector = given(accounts.selector.as_deref());
+            let selector = selector
+                .map(|text| parse("serviceAccounts.selector", text))
+                .transpose()
+                .map_err(in_field)?;
+            let names = accounts.names.iter().flatten().cloned().collect();
+            Some(ServiceAccounts { names, selector })
+        }
+    };
+    let selector = given(spec.selector.as_deref())
+        .map(|text| parse("selector", text))
+        .transpose()
+        .map_err(in_field)?;
+    let namespaces = given(spec.namespace_selector.as_deref())
+        .map(parse_namespaces)
+        .transpose()
+        .map_err(in_field)?;
+    let not_selector = given(spec.not_selector.as_deref())
+        .map(|text| parse("notSelector", text))
+        .transpose()
+        .map_err(in_field)?;
+    let selects = selector.is_some() || namespaces.is_some() || accounts.is_some();
+    let scope = match (namespaces, namespace) {
+        (Some(scope), _) => scope,
+        // In a namespaced policy a plain selector looks no further than its own namespace.
+        (None, Some(namespace)) => Scope::Namespace(namespace.to_owned()),
+        (None, None) => Scope::Anywhere,
+    };
+    let ports = |list: &[resource::Port]| {
+        list.iter()
+            .map(|port| match port {
+                resource::Port::Range { first, last } => PortMatch::Range(*first, *last),
+                resource::Port::Named(name) => PortMatch::Named(name.clone()),
+            })
+            .collect()
+    };
+    let nets = |list: &[IpNetwork]| list.iter().copied().map(masked).collect();
+    Ok(Peer {
+        nets: spec.nets.as_deref().map(nets),
+        not_nets: spec.not_nets.as_deref().map(nets).unwrap_or_default(),
+        selector: selects.then_some(PeerSelector {
+            scope,
+            selector,
+            service_accounts: accounts,
+        }),
+        not_selector: not_selector.map(|selector| PeerSelector {
+            scope: Scope::Anywhere,
+            selector: Some(selector),
+            service_accounts: None,
+        }),
+        ports: spec.ports.as_deref().map(ports),
+        not_ports: spec.not_ports.as_deref().map(ports).unwrap_or_default(),
+    })
+}

@@ -1,0 +1,163 @@
+//! Effective labels, and selectors with their scope.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::selector::Selector;
+
+/// The label that every object of a namespace carries.
+pub const NAMESPACE_LABEL: &str = "projectcalico.org/namespace";
+/// The label that says what runs a workload.
+pub const ORCHESTRATOR_LABEL: &str = "projectcalico.org/orchestrator";
+/// The label that names the service account of a workload.
+pub const SERVICE_ACCOUNT_LABEL: &str = "projectcalico.org/serviceaccount";
+/// Prefix under which the labels of its namespace reach an endpoint.
+pub const NAMESPACE_PREFIX: &str = "pcns.";
+/// Prefix under which the labels of its service account reach an endpoint.
+pub const SERVICE_ACCOUNT_PREFIX: &str = "pcsa.";
+/// The label of a namespace that holds its name.
+pub(super) const NAMESPACE_NAME_LABEL: &str = "projectcalico.org/name";
+
+/// The labels of an endpoint or network set, with those it inherited, and the views of its namespace and service
+/// account that `namespaceSelector` and `serviceAccountSelector` look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LabelSet {
+    all: BTreeMap<String, String>,
+    /// The `pcns.` labels without the prefix.
+    namespace: BTreeMap<String, String>,
+    /// The `pcsa.` labels without the prefix.
+    service_account: BTreeMap<String, String>,
+}
+
+impl LabelSet {
+    /// Wraps effective labels.
+    pub fn new(all: BTreeMap<String, String>) -> Self {
+        let view = |prefix| {
+            let stripped = |(key, value): (&String, &String)| {
+                Some((
+                    key.strip_prefix(prefix)
+                        .filter(|key: &&str| !key.is_empty())?
+                        .to_owned(),
+                    value.clone(),
+                ))
+            };
+            all.iter().filter_map(stripped).collect()
+        };
+        Self {
+            namespace: view(NAMESPACE_PREFIX),
+            service_account: view(SERVICE_ACCOUNT_PREFIX),
+            all,
+        }
+    }
+
+    /// All labels.
+    pub fn all(&self) -> &BTreeMap<String, String> {
+        &self.all
+    }
+
+    /// The namespace, if the object is in one.
+    pub fn namespace(&self) -> Option<&str> {
+        self.all.get(NAMESPACE_LABEL).map(String::as_str)
+    }
+
+    /// The labels of the namespace.
+    pub fn of_namespace(&self) -> &BTreeMap<String, String> {
+        &self.namespace
+    }
+}
+
+/// A selector together with everything else that limits whom it selects.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerSelector {
+    /// Where the selected may be.
+    pub scope: Scope,
+    /// Which labels they must have; `None`: any.
+    pub selector: Option<Selector>,
+    /// Which service account they must run as; `None`: any or none.
+    pub service_accounts: Option<ServiceAccounts>,
+}
+
+/// Where a selector looks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scope {
+    /// Everywhere.
+    Anywhere,
+    /// In the namespace of the policy that uses the selector.
+    Namespace(String),
+    /// In namespaces whose labels this selector matches. What is in no namespace is not selected: a negative
+    /// expression such as `env != "prod"` is about namespaces, not about hosts.
+    Namespaces(Selector),
+    /// `global()`: in no namespace.
+    Global,
+}
+
+/// A match on the service account; both parts must hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceAccounts {
+    /// One of these names; empty: any.
+    pub names: BTreeSet<String>,
+    /// Labels of the service account; `None`: any.
+    pub selector: Option<Selector>,
+}
+
+impl PeerSelector {
+    /// Whether it selects something with these labels.
+    pub fn matches(&self, labels: &LabelSet) -> bool {
+        let in_scope = match &self.scope {
+            Scope::Anywhere => true,
+            Scope::Namespace(namespace) => labels.namespace() == Some(namespace),
+            Scope::Namespaces(selector) => {
+                labels.namespace().is_some() && selector.matches(&labels.namespace)
+            }
+            Scope::Global => labels.namespace().is_none(),
+        };
+        in_scope
+            && self
+                .selector
+                .as_ref()
+                .is_none_or(|selector| selector.matches(&labels.all))
+            && self
+                .service_accounts
+                .as_ref()
+                .is_none_or(|accounts| accounts.matches(labels))
+    }
+}
+
+impl ServiceAccounts {
+    fn matches(&self, labels: &LabelSet) -> bool {
+        labels
+            .all
+            .get(SERVICE_ACCOUNT_LABEL)
+            .is_some_and(|name| self.names.is_empty() || self.names.contains(name))
+            && self
+                .selector
+                .as_ref()
+                .is_none_or(|selector| selector.matches(&labels.service_account))
+    }
+}
+
+/// The canonical text: two selectors with the same text select the same.
+impl fmt::Display for PeerSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.selector {
+            Some(selector) => write!(f, "{selector}")?,
+            None => f.write_str("all()")?,
+        }
+        match &self.scope {
+            Scope::Anywhere => {}
+            Scope::Namespace(namespace) => write!(f, " in namespace {namespace:?}")?,
+            Scope::Namespaces(selector) => write!(f, " in namespaces with {selector}")?,
+            Scope::Global => f.write_str(" in no namespace")?,
+        }
+        if let Some(accounts) = &self.service_accounts {
+            f.write_str(" with a service account")?;
+            if !accounts.names.is_empty() {
+                write!(f, " of {:?}", accounts.names)?;
+            }
+            if let Some(selector) = &accounts.selector {
+                write!(f, " with {selector}")?;
+            }
+        }
+        Ok(())
+    }
+}
