@@ -12,13 +12,17 @@
 //! of carries it. Keys and JSON values are Calico's ([`key`]).
 
 pub mod backend;
+pub mod client;
 pub mod conformance;
+pub mod key;
 pub mod mirror;
 pub mod store;
 
 mod random;
 mod url;
 
+pub use client::{Client, Record};
+pub use key::Key;
 pub use mirror::{Mirror, State, Update};
 pub use store::{
     Batch, Capabilities, Compare, Entry, Error, Event, Expect, Listing, Op, Result, ResyncReason, Revision,

@@ -27,7 +27,7 @@ struct InFile(PathBuf);
 #[async_trait]
 impl Backend for InFile {
     async fn open(&self) -> Arc<dyn Store> {
-        Arc::new(Sqlite::open(&self.0).await.unwrap())
+        Arc::new(Sqlite::open(&self.0).await.expect("open"))
     }
 
     fn durable(&self) -> bool {

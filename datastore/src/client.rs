@@ -1,0 +1,567 @@
+//! The objects of the API, typed: create, read, replace, apply, modify, delete.
+//!
+//! Values are Calico's JSON. What this release does not know of an object stays in it: every write goes through
+//! [`Stored`], which applies the change of the typed view to the JSON that was read. The store's revision is the
+//! object's `resourceVersion`; it is filled on reading and never stored.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use policy::resource::{IpPoolSpec, Kind, Object, ObjectMeta, Resource, Spec, Stored};
+use serde_json::Value;
+
+use crate::key::{self, Key};
+use crate::store::{self, Entry, Expect, Revision, Store};
+
+/// Attempts of a read-modify-write before somebody else's writes are given the blame.
+const ATTEMPTS: u32 = 100;
+
+/// An object as it is stored, its `resourceVersion` filled in.
+pub type Record = Stored<Resource>;
+
+/// Objects at one revision.
+#[derive(Clone, Debug)]
+pub struct Listed<T> {
+    /// The revision that this shows.
+    pub revision: Revision,
+    /// Sorted by key: by namespace, then name.
+    pub items: Vec<T>,
+    /// Stored objects that cannot be understood: key and reason. They are left out, the others are good.
+    pub damaged: Vec<(String, String)>,
+}
+
+/// What went wrong, grouped by what the caller can do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such object.
+    #[error("{kind} {name:?} does not exist")]
+    NotFound {
+        /// Its kind.
+        kind: Kind,
+        /// Its name, with its namespace where it has one.
+        name: String,
+    },
+    /// There is one already.
+    #[error("{kind} {name:?} already exists")]
+    AlreadyExists {
+        /// Its kind.
+        kind: Kind,
+        /// Its name, with its namespace where it has one.
+        name: String,
+    },
+    /// The object has changed since the caller read it. Read it again.
+    #[error(
+        "{kind} {name:?} has changed since it was read (now resourceVersion {current}); get it again and repeat the change"
+    )]
+    Conflict {
+        /// Its kind.
+        kind: Kind,
+        /// Its name, with its namespace where it has one.
+        name: String,
+        /// Where it is now.
+        current: Revision,
+    },
+    /// The request makes no sense; no retry helps.
+    #[error("{reason}")]
+    Invalid {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The object in the store cannot be understood.
+    #[error("stored object {key} cannot be understood: {reason}")]
+    Damaged {
+        /// Its key.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// The store itself failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// What every call returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What an apply did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There was none before.
+    Created,
+    /// It was changed.
+    Updated,
+    /// It was as wanted already; nothing was written.
+    Unchanged,
+}
+
+/// Typed access to a store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    store: Arc<dyn Store>,
+}
+
+impl Client {
+    /// Access to `store`.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// The store behind.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// One object, or `None`.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Invalid`] for a namespace that is missing or superfluous, [`Error::Store`].
+    pub async fn get(&self, kind: Kind, namespace: Option<&str>, name: &str) -> Result<Option<Record>> {
+        let key = key_of(kind, namespace, name)?.to_string();
+        self.store.get(&key).await?.as_ref().map(record).transpose()
+    }
+
+    /// One object of a kind known at compile time, or `None`.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn get_as<S: Spec>(&self, namespace: Option<&str>, name: &str) -> Result<Option<Object<S>>> {
+        Ok(self
+            .get(S::KIND, namespace, name)
+            .await?
+            .and_then(|record| S::take(record.typed).ok()))
+    }
+
+    /// All objects of a kind, in one namespace or everywhere.
+    ///
+    /// # Errors
+    /// [`Error::Store`]. What cannot be understood is listed in [`Listed::damaged`].
+    pub async fn list(&self, kind: Kind, namespace: Option<&str>) -> Result<Listed<Record>> {
+        let listing = self.store.list(&key::resources(kind, namespace)).await?;
+        let mut listed = Listed {
+            revision: listing.revision,
+            items: Vec::new(),
+            damaged: Vec::new(),
+        };
+        for entry in &listing.entries {
+            match record(entry) {
+                Ok(record) => listed.items.push(record),
+                Err(e) => listed.damaged.push((entry.key.to_string(), e.to_string())),
+            }
+        }
+        Ok(listed)
+    }
+
+    /// All objects of a kind known at compile time.
+    ///
+    /// # Errors
+    /// As [`Client::list`].
+    pub async fn list_as<S: Spec>(&self, namespace: Option<&str>) -> Result<Listed<Object<S>>> {
+        let Listed {
+            revision,
+            items,
+            damaged,
+        } = self.list(S::KIND, namespace).await?;
+        let items = items
+            .into_iter()
+            .filter_map(|record| S::take(record.typed).ok())
+            .collect();
+        Ok(Listed {
+            revision,
+            items,
+            damaged,
+        })
+    }
+
+    /// Creates an object. Its `uid`, `creationTimestamp` and `generation` are set here.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`], [`Error::Invalid`], [`Error::Store`].
+    pub async fn create(&self, resource: impl Into<Resource>) -> Result<Record> {
+        let resource = resource.into();
+        let key = key_of_resource(&resource)?;
+        let new = newborn(resource);
+        let value = encode(&new.to_json());
+        for _ in 0..ATTEMPTS {
+            match self.store.put(&key, value.clone(), Expect::Absent).await {
+                Ok(revision) => return Ok(at(new, revision)),
+                Err(store::Error::Conflict { .. }) => return Err(already_exists(&new.typed)),
+                Err(store::Error::Ambiguous { .. }) => match self.store.get(&key).await? {
+                    None => {}
+                    Some(entry) if entry.value[..] == value[..] => return Ok(at(new, entry.mod_revision)),
+                    Some(_) => return Err(already_exists(&new.typed)),
+                },
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(gave_up(&key))
+    }
+
+    /// Replaces an object that exists. With a `resourceVersion` it must be the current one. Fields that this release does
+    /// not know, `uid` and `creationTimestamp` stay.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`], [`Error::Invalid`], [`Error::Store`].
+    pub async fn replace(&self, resource: impl Into<Resource>) -> Result<Record> {
+        let resource = resource.into();
+        let key = key_of_resource(&resource)?;
+        let wanted = wanted_version(&resource)?;
+        let (_, record) = self
+            .write(&key, &resource, |old| {
+                let Some((revision, old)) = old else {
+                    return Err(not_found(&resource));
+                };
+                if wanted.is_some_and(|wanted| wanted != revision) {
+                    return Err(changed(&resource, revision));
+                }
+                succeed(old, &resource).map(Some)
+            })
+            .await?;
+        Ok(record)
+    }
+
+    /// Creates an object, or makes the existing one what is said here. Fields that this release does not know, `uid` and
+    /// `creationTimestamp` stay. A `resourceVersion` that is not the current one is a conflict.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], [`Error::Invalid`], [`Error::Store`].
+    pub async fn apply(&self, resource: impl Into<Resource>) -> Result<(Outcome, Record)> {
+        let resource = resource.into();
+        let key = key_of_resource(&resource)?;
+        let wanted = wanted_version(&resource)?;
+        self.write(&key, &resource, |old| match old {
+            None if wanted.is_some() => Err(not_found(&resource)),
+            None => Ok(Some(newborn(resource.clone()))),
+            Some((revision, _)) if wanted.is_some_and(|wanted| wanted != revision) => {
+                Err(changed(&resource, revision))
+            }
+            Some((_, old)) => succeed(old, &resource).map(Some),
+        })
+        .await
+    }
+
+    /// Reads an object, lets `change` change it, writes it; from the start again if somebody else was quicker. `change`
+    /// may run more than once.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], whatever `change` says, [`Error::Store`].
+    pub async fn modify(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        name: &str,
+        mut change: impl FnMut(&mut Resource) -> Result<()> + Send,
+    ) -> Result<Record> {
+        let key = key_of(kind, namespace, name)?.to_string();
+        let missing = || Error::NotFound {
+            kind,
+            name: display_name(namespace, name),
+        };
+        for _ in 0..ATTEMPTS {
+            let entry = self.store.get(&key).await?.ok_or_else(missing)?;
+            let old = record(&entry)?;
+            let mut changed = old.typed.clone();
+            change(&mut changed)?;
+            let new = succeed(old, &changed)?;
+            match self.write_once(&key, Some(&entry), new).await? {
+                Attempt::Done(_, record) => return Ok(record),
+                Attempt::Again => {}
+            }
+        }
+        Err(gave_up(&key))
+    }
+
+    /// Sets labels, or removes those with no value.
+    ///
+    /// # Errors
+    /// As [`Client::modify`].
+    pub async fn set_labels(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        name: &str,
+        labels: &BTreeMap<String, Option<String>>,
+    ) -> Result<Record> {
+        self.modify(kind, namespace, name, |resource| {
+            for (label, value) in labels {
+                let all = &mut resource.metadata_mut().labels;
+                match value {
+                    Some(value) => drop(all.insert(label.clone(), value.clone())),
+                    None => drop(all.remove(label)),
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes an object; with a revision, only if it is still at that one. Returns what was deleted, where it can be
+    /// understood: also a damaged object can be deleted.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`], [`Error::Store`].
+    pub async fn delete(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        name: &str,
+        expected: Option<Revision>,
+    ) -> Result<Option<Record>> {
+        let key = key_of(kind, namespace, name)?.to_string();
+        let display = || display_name(namespace, name);
+        let mut in_doubt: Option<Entry> = None;
+        for _ in 0..ATTEMPTS {
+            let entry = match (self.store.get(&key).await?, in_doubt.take()) {
+                (None, None) => {
+                    return Err(Error::NotFound {
+                        kind,
+                        name: display(),
+                    });
+                }
+                // The delete that was left in doubt had happened; a new object under the name is another one.
+                (None, Some(deleted)) => return Ok(record(&deleted).ok()),
+                (Some(new), Some(deleted)) if new.create_revision != deleted.create_revision => {
+                    return Ok(record(&deleted).ok());
+                }
+                (Some(entry), _) => entry,
+            };
+            if expected.is_some_and(|expected| expected != entry.mod_revision) {
+                return Err(Error::Conflict {
+                    kind,
+                    name: display(),
+                    current: entry.mod_revision,
+                });
+            }
+            match self.store.delete(&key, entry.mod_revision).await {
+                Ok(_) => return Ok(record(&entry).ok()),
+                Err(store::Error::Conflict { .. }) => {}
+                Err(store::Error::Ambiguous { .. }) => in_doubt = Some(entry),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(gave_up(&key))
+    }
+
+    /// Computes the next state from the current one and writes it, until it is written or `next` refuses.
+    async fn write(
+        &self,
+        key: &str,
+        resource: &Resource,
+        mut next: impl FnMut(Option<(Revision, Record)>) -> Result<Option<Record>> + Send,
+    ) -> Result<(Outcome, Record)> {
+        for _ in 0..ATTEMPTS {
+            let entry = self.store.get(key).await?;
+            let old = entry
+                .as_ref()
+                .map(|e| record(e).map(|r| (e.mod_revision, r)))
+                .transpose()?;
+            let Some(new) = next(old)? else {
+                return Err(not_found(resource));
+            };
+            match self.write_once(key, entry.as_ref(), new).await? {
+                Attempt::Done(outcome, record) => return Ok((outcome, record)),
+                Attempt::Again => {}
+            }
+        }
+        Err(gave_up(key))
+    }
+
+    async fn write_once(&self, key: &str, old: Option<&Entry>, new: Record) -> Result<Attempt> {
+        let value = encode(&new.to_json());
+        let outcome = if old.is_some() {
+            Outcome::Updated
+        } else {
+            Outcome::Created
+        };
+        if let Some(old) = old
+            && serde_json::from_slice::<Value>(&old.value).ok() == serde_json::from_slice(&value).ok()
+        {
+            return Ok(Attempt::Done(Outcome::Unchanged, at(new, old.mod_revision)));
+        }
+        let expect = old.map_or(Expect::Absent, |e| Expect::ModRevision(e.mod_revision));
+        match self.store.put(key, value.clone(), expect).await {
+            Ok(revision) => Ok(Attempt::Done(outcome, at(new, revision))),
+            Err(store::Error::Conflict { .. }) => Ok(Attempt::Again),
+            Err(store::Error::Ambiguous { .. }) => match self.store.get(key).await? {
+                Some(entry) if entry.value[..] == value[..] => {
+                    Ok(Attempt::Done(outcome, at(new, entry.mod_revision)))
+                }
+                _ => Ok(Attempt::Again),
+            },
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+enum Attempt {
+    Done(Outcome, Record),
+    Again,
+}
+
+/// Reads a stored object and fills in its `resourceVersion`.
+///
+/// # Errors
+/// [`Error::Damaged`].
+pub fn record(entry: &Entry) -> Result<Record> {
+    let damaged = |reason: String| Error::Damaged {
+        key: entry.key.to_string(),
+        reason,
+    };
+    let mut json: Value = serde_json::from_slice(&entry.value).map_err(|e| damaged(e.to_string()))?;
+    if let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert(
+            "resourceVersion".to_owned(),
+            entry.mod_revision.to_string().into(),
+        );
+    }
+    Record::from_json(json).map_err(|e| damaged(e.to_string()))
+}
+
+fn encode(json: &Value) -> Vec<u8> {
+    let mut json = json.clone();
+    if let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.shift_remove("resourceVersion");
+    }
+    json.to_string().into_bytes()
+}
+
+/// The record with the revision that its write got.
+fn at(record: Record, revision: Revision) -> Record {
+    let mut json = record.to_json();
+    if let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("resourceVersion".to_owned(), revision.to_string().into());
+    }
+    // It was read or made a moment ago; should it not read again, the caller gets it without its revision.
+    Record::from_json(json).unwrap_or(record)
+}
+
+/// A new object's first state.
+fn newborn(mut resource: Resource) -> Record {
+    let metadata = resource.metadata_mut();
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    metadata.uid = Some(uuid::Uuid::new_v4().to_string());
+    metadata.creation_timestamp = Some(now.to_string());
+    metadata.generation = Some(1);
+    metadata.resource_version = None;
+    Stored::new(resource)
+}
+
+/// The next state of an object that exists: what `wanted` says, and of the old state what is not `wanted`'s to say.
+fn succeed(old: Record, wanted: &Resource) -> Result<Record> {
+    let before = old.typed.clone();
+    if let (Some(before), Some(after)) = (before.spec_of::<IpPoolSpec>(), wanted.spec_of::<IpPoolSpec>()) {
+        for (field, changed) in [
+            ("cidr", before.spec.cidr != after.spec.cidr),
+            (
+                "blockSize",
+                before.spec.effective_block_size() != after.spec.effective_block_size(),
+            ),
+        ] {
+            if changed {
+                let name = &wanted.metadata().name;
+                let reason = format!(
+                    "IPPool {name:?}: spec.{field} cannot be changed; make a new pool, disable this one and move over"
+                );
+                return Err(Error::Invalid { reason });
+            }
+        }
+    }
+    let mut new = old;
+    let status = new.raw().get("status").cloned();
+    new.typed = wanted.clone();
+    let ObjectMeta {
+        uid,
+        creation_timestamp,
+        generation,
+        resource_version,
+        ..
+    } = before.metadata().clone();
+    let metadata = new.typed.metadata_mut();
+    metadata.uid = uid;
+    metadata.creation_timestamp = creation_timestamp;
+    metadata.resource_version = resource_version;
+    metadata.generation = generation;
+    let mut json = new.to_json();
+    if json.get("spec") != new.raw().get("spec")
+        && let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut)
+    {
+        metadata.insert("generation".to_owned(), (generation.unwrap_or(0) + 1).into());
+    }
+    if let (Some(status), Some(object)) = (status, json.as_object_mut()) {
+        object.entry("status").or_insert(status);
+    }
+    Record::from_json(json).map_err(|e| Error::Invalid {
+        reason: e.to_string(),
+    })
+}
+
+fn wanted_version(resource: &Resource) -> Result<Option<Revision>> {
+    let parse = |version: &String| {
+        version.parse().map_err(|_| Error::Invalid {
+            reason: format!("metadata.resourceVersion {version:?} is not one of this datastore"),
+        })
+    };
+    resource
+        .metadata()
+        .resource_version
+        .as_ref()
+        .map(parse)
+        .transpose()
+}
+
+fn key_of(kind: Kind, namespace: Option<&str>, name: &str) -> Result<Key> {
+    Key::resource(kind, namespace, name).ok_or_else(|| Error::Invalid {
+        reason: match (kind.namespaced(), namespace) {
+            _ if name.is_empty() => format!("{kind} needs a name"),
+            (true, _) => format!("{kind} {name:?} needs a namespace"),
+            (false, _) => format!("{kind} {name:?} has no namespace"),
+        },
+    })
+}
+
+fn key_of_resource(resource: &Resource) -> Result<String> {
+    let metadata = resource.metadata();
+    Ok(key_of(resource.kind(), metadata.namespace.as_deref(), &metadata.name)?.to_string())
+}
+
+fn display_name(namespace: Option<&str>, name: &str) -> String {
+    namespace.map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"))
+}
+
+fn name_of(resource: &Resource) -> String {
+    display_name(
+        resource.metadata().namespace.as_deref(),
+        &resource.metadata().name,
+    )
+}
+
+fn not_found(resource: &Resource) -> Error {
+    Error::NotFound {
+        kind: resource.kind(),
+        name: name_of(resource),
+    }
+}
+
+fn already_exists(resource: &Resource) -> Error {
+    Error::AlreadyExists {
+        kind: resource.kind(),
+        name: name_of(resource),
+    }
+}
+
+fn changed(resource: &Resource, current: Revision) -> Error {
+    Error::Conflict {
+        kind: resource.kind(),
+        name: name_of(resource),
+        current,
+    }
+}
+
+fn gave_up(key: &str) -> Error {
+    let reason = format!("{key} is being changed all the time, gave up after {ATTEMPTS} attempts");
+    Error::Store(store::Error::Unavailable { reason })
+}
+
+#[cfg(test)]
+mod tests;
