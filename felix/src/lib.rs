@@ -11,5 +11,8 @@
 
 pub mod agent;
 pub mod config;
+pub mod linkmon;
 pub mod nft;
+pub mod routetable;
 pub mod status;
+pub mod sys;

@@ -1,0 +1,490 @@
+//! Routes: what should be in the main table, what of ours is there, and the difference.
+//!
+//! A route is ours if its protocol number is [`ROUTE_PROTOCOL`]; the agent of before left them there under the same
+//! number, and that is how they are adopted. Routes of other protocols are neither changed nor deleted: a new route
+//! of ours is made with `NLM_F_EXCL`, so where somebody else holds the same prefix at the same metric the kernel says
+//! so, and the conflict is reported.
+//!
+//! Several parts of the agent may want the same prefix. The classes say who wins: a local workload before a
+//! blackhole before what a peer announced.
+//!
+//! [`RouteTable`] holds desired and actual state and computes messages; it does no I/O. [`kernel`] is the codec. A change of
+//! desired state marks its prefix dirty, and only dirty prefixes are compared; after a dump all are.
+
+mod kernel;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::RouteNetlinkMessage;
+
+use crate::agent::NextHop;
+use crate::config::ROUTE_METRIC;
+use crate::sys::links::Link;
+use crate::sys::rtnl::{Error, Outcome, Rtnl};
+
+pub use kernel::{is_of_main_table, key_of};
+
+pub use crate::config::ROUTE_PROTOCOL;
+
+/// Interfaces by name, as they are now.
+pub type Links = BTreeMap<String, Link>;
+
+/// Who wants a route; the lowest wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A workload of this node.
+    Local,
+    /// The rest of a block of addresses that this node announces as a whole.
+    Blackhole,
+    /// The best paths that BGP has learned.
+    Learned,
+}
+
+impl Class {
+    /// As it is shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Blackhole => "blackhole",
+            Self::Learned => "learned",
+        }
+    }
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Directly to the interface of that name.
+    Device(String),
+    /// To other routers; never empty.
+    NextHops(BTreeSet<NextHop>),
+    /// Nowhere.
+    Blackhole,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Device(name) => write!(f, "dev {name}"),
+            Self::Blackhole => f.write_str("blackhole"),
+            Self::NextHops(hops) => {
+                for (index, hop) in hops.iter().enumerate() {
+                    let space = if index == 0 { "" } else { " " };
+                    write!(f, "{space}via {}", hop.address)?;
+                    if let Some(interface) = &hop.interface {
+                        write!(f, " dev {interface}")?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What tells one route of a kernel table from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Destination, without host bits.
+    pub prefix: IpNetwork,
+    /// Routing table.
+    pub table: u32,
+    /// Metric.
+    pub metric: u32,
+    /// Type of service.
+    pub tos: u8,
+}
+
+impl Key {
+    /// The key under which the agent puts a route to `prefix`.
+    pub fn ours(prefix: IpNetwork) -> Self {
+        Self {
+            prefix,
+            table: u32::from(libc::RT_TABLE_MAIN),
+            metric: ROUTE_METRIC,
+            tos: 0,
+        }
+    }
+}
+
+/// A target in the kernel's terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Gateways and interface numbers. A gateway's interface is left to the kernel where it is 0.
+    Via(BTreeSet<(Option<IpAddr>, u32)>),
+    /// Packets vanish.
+    Blackhole,
+    /// Something the agent never writes.
+    Other,
+}
+
+impl Path {
+    /// Whether a route that leads here is as good as `wanted`.
+    fn satisfies(&self, wanted: &Path) -> bool {
+        match (self, wanted) {
+            (Self::Via(have), Self::Via(want)) => {
+                have.len() == want.len()
+                    && want.iter().all(|(gateway, index)| {
+                        have.iter()
+                            .any(|(g, i)| g == gateway && (*index == 0 || i == index))
+                    })
+            }
+            (Self::Blackhole, Self::Blackhole) => true,
+            _ => false,
+        }
+    }
+
+    fn has_gateway(&self) -> bool {
+        matches!(self, Self::Via(hops) if hops.iter().any(|(gateway, _)| gateway.is_some()))
+    }
+
+    fn uses(&self, interface: u32) -> bool {
+        matches!(self, Self::Via(hops) if hops.iter().any(|(_, index)| *index == interface))
+    }
+}
+
+/// What a run of [`RouteTable::remove`] or [`RouteTable::add`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Added or replaced.
+    pub written: u64,
+    /// Deleted.
+    pub deleted: u64,
+}
+
+/// Desired and actual routes.
+#[derive(Debug, Default)]
+pub struct RouteTable {
+    /// What is wanted, by prefix and class.
+    wanted: BTreeMap<IpNetwork, BTreeMap<Class, Target>>,
+    /// What of ours is in the kernel, as far as we know.
+    actual: BTreeMap<Key, Path>,
+    /// Prefixes whose two sides may differ.
+    dirty: BTreeSet<IpNetwork>,
+    /// Wanted, and not to be had now.
+    failed: BTreeMap<IpNetwork, String>,
+    /// Routes with a gateway that nobody wants are kept: the BGP side is still learning.
+    hold_learned: bool,
+}
+
+impl RouteTable {
+    /// Knows nothing of the kernel yet; begin with [`RouteTable::adopt`].
+    pub fn new() -> Self {
+        Self {
+            hold_learned: true,
+            ..Self::default()
+        }
+    }
+
+    /// From now on learned routes that nobody wants are deleted.
+    pub fn learned_in_sync(&mut self) {
+        if std::mem::take(&mut self.hold_learned) {
+            let stale = self.actual.keys().map(|key| key.prefix);
+            self.dirty.extend(stale);
+        }
+    }
+
+    /// Wants (or, without a target, no longer wants) a route.
+    pub fn want(&mut self, prefix: IpNetwork, class: Class, target: Option<Target>) {
+        let changed = match target {
+            Some(target) => {
+                let classes = self.wanted.entry(prefix).or_default();
+                classes.insert(class, target.clone()) != Some(target)
+            }
+            None => match self.wanted.get_mut(&prefix) {
+                Some(classes) => {
+                    let changed = classes.remove(&class).is_some();
+                    if classes.is_empty() {
+                        self.wanted.remove(&prefix);
+                    }
+                    changed
+                }
+                None => false,
+            },
+        };
+        if changed {
+            self.dirty.insert(prefix);
+        }
+    }
+
+    /// Replaces everything one class wants.
+    pub fn want_only(&mut self, class: Class, routes: BTreeMap<IpNetwork, Target>) {
+        let gone: Vec<IpNetwork> = self
+            .wanted
+            .iter()
+            .filter(|(prefix, classes)| classes.contains_key(&class) && !routes.contains_key(prefix))
+            .map(|(prefix, _)| *prefix)
+            .collect();
+        for prefix in gone {
+            self.want(prefix, class, None);
+        }
+        for (prefix, target) in routes {
+            self.want(prefix, class, Some(target));
+        }
+    }
+
+    /// Takes a dump as the truth. Returns how many routes of ours had changed without our doing.
+    pub fn adopt(&mut self, dump: &[RouteNetlinkMessage]) -> u64 {
+        let mut found = BTreeMap::new();
+        for message in dump {
+            if let RouteNetlinkMessage::NewRoute(message) = message
+                && u8::from(message.header.protocol) == ROUTE_PROTOCOL
+                && let Some((key, path)) = kernel::read(message)
+            {
+                found.insert(key, path);
+            }
+        }
+        let lost = self
+            .actual
+            .iter()
+            .filter(|(key, path)| found.get(*key) != Some(*path))
+            .count();
+        let intruders = found.keys().filter(|key| !self.actual.contains_key(key)).count();
+        self.actual = found;
+        self.dirty.extend(self.wanted.keys());
+        self.dirty.extend(self.actual.keys().map(|key| key.prefix));
+        (lost + intruders) as u64
+    }
+
+    /// The kernel drops the routes of an interface that goes down, for IPv4 without a word.
+    pub fn interface_down(&mut self, index: u32) {
+        let gone: Vec<Key> = self
+            .actual
+            .iter()
+            .filter(|(_, path)| path.uses(index))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in gone {
+            self.actual.remove(&key);
+            self.dirty.insert(key.prefix);
+        }
+    }
+
+    /// Something changed on which the routes that failed, or lead to this interface, may depend.
+    pub fn interface_changed(&mut self, name: &str) {
+        self.retry();
+        for (prefix, classes) in &self.wanted {
+            let uses = match classes.values().next() {
+                Some(Target::Device(device)) => device == name,
+                Some(Target::NextHops(hops)) => hops.iter().any(|hop| hop.interface.as_deref() == Some(name)),
+                _ => false,
+            };
+            if uses {
+                self.dirty.insert(*prefix);
+            }
+        }
+    }
+
+    /// Tries again what failed.
+    pub fn retry(&mut self) {
+        self.dirty.extend(self.failed.keys());
+    }
+
+    /// Whether a notification about this key is about something of ours.
+    pub fn concerns(&self, key: &Key) -> bool {
+        self.actual.contains_key(key)
+            || (*key == Key::ours(key.prefix) && self.wanted.contains_key(&key.prefix))
+    }
+
+    /// Whether there is anything to compare.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Wanted routes that are not in the kernel, with the reason.
+    pub fn failures(&self) -> &BTreeMap<IpNetwork, String> {
+        &self.failed
+    }
+
+    /// Whether the kernel has the route, with this class as its reason.
+    pub fn is_installed(&self, prefix: &IpNetwork, class: Class) -> bool {
+        let winner = self.wanted.get(prefix).and_then(|classes| classes.keys().next());
+        winner == Some(&class)
+            && self.actual.contains_key(&Key::ours(*prefix))
+            && !self.dirty.contains(prefix)
+            && !self.failed.contains_key(prefix)
+    }
+
+    /// Everything wanted, with its winner and whether the kernel has it.
+    pub fn view(&self) -> impl Iterator<Item = (IpNetwork, Class, &Target, bool)> {
+        self.wanted.iter().filter_map(|(prefix, classes)| {
+            let (class, target) = classes.iter().next()?;
+            Some((*prefix, *class, target, self.is_installed(prefix, *class)))
+        })
+    }
+
+    /// The routes to delete: the first half of the work.
+    pub fn removals(&self) -> Vec<Key> {
+        self.dirty
+            .iter()
+            .flat_map(|prefix| self.actual_of(*prefix))
+            .filter(|(key, path)| {
+                let wanted = **key == Key::ours(key.prefix) && self.wanted.contains_key(&key.prefix);
+                let held = self.hold_learned && path.has_gateway();
+                !(wanted || held)
+            })
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
+    fn actual_of(&self, prefix: IpNetwork) -> impl Iterator<Item = (&Key, &Path)> {
+        let first = Key {
+            prefix,
+            table: 0,
+            metric: 0,
+            tos: 0,
+        };
+        self.actual
+            .range(first..)
+            .take_while(move |(key, _)| key.prefix == prefix)
+    }
+
+    /// Deletes what is no longer wanted.
+    ///
+    /// # Errors
+    /// The connection failed; dump and begin again.
+    pub fn remove(&mut self, rtnl: &mut Rtnl) -> Result<Done, Error> {
+        let keys = self.removals();
+        if keys.is_empty() {
+            return Ok(Done::default());
+        }
+        let messages = keys.iter().map(kernel::delete_message).collect();
+        let mut done = Done::default();
+        for (key, outcome) in keys.iter().zip(rtnl.batch(messages)?) {
+            match outcome {
+                Ok(()) => done.deleted += 1,
+                // Somebody was quicker.
+                Err(error) if error.is(libc::ESRCH) || error.is(libc::ENOENT) => {}
+                Err(error) => {
+                    tracing::warn!(prefix = %key.prefix, %error, "cannot delete a route");
+                    self.failed.insert(key.prefix, error.to_string());
+                    continue;
+                }
+            }
+            self.actual.remove(key);
+            self.failed.remove(&key.prefix);
+        }
+        Ok(done)
+    }
+
+    /// Adds and replaces what is wanted. Afterwards nothing is dirty; what could not be done is in
+    /// [`RouteTable::failures`].
+    ///
+    /// # Errors
+    /// The connection failed; dump and begin again.
+    pub fn add(&mut self, rtnl: &mut Rtnl, links: &Links) -> Result<Done, Error> {
+        let mut plan = Vec::new();
+        for prefix in std::mem::take(&mut self.dirty) {
+            let Some(target) = self
+                .wanted
+                .get(&prefix)
+                .and_then(|classes| classes.values().next())
+            else {
+                if self.actual_of(prefix).next().is_none() {
+                    self.failed.remove(&prefix);
+                }
+                continue;
+            };
+            let path = match resolve(target, links) {
+                Ok(path) => path,
+                Err(reason) => {
+                    self.failed.insert(prefix, reason);
+                    continue;
+                }
+            };
+            let key = Key::ours(prefix);
+            match self.actual.get(&key) {
+                Some(actual) if actual.satisfies(&path) => {
+                    self.failed.remove(&prefix);
+                }
+                actual => plan.push((key, path, actual.is_some())),
+            }
+        }
+        if plan.is_empty() {
+            return Ok(Done::default());
+        }
+        let messages = plan
+            .iter()
+            .map(|(key, path, exists)| kernel::write_message(key, path, *exists))
+            .collect();
+        let outcomes = match rtnl.batch(messages) {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                self.dirty.extend(plan.iter().map(|(key, ..)| key.prefix));
+                return Err(error);
+            }
+        };
+        Ok(self.written(plan, outcomes))
+    }
+
+    fn written(&mut self, plan: Vec<(Key, Path, bool)>, outcomes: Vec<Outcome>) -> Done {
+        let mut done = Done::default();
+        for ((key, path, existed), outcome) in plan.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => {
+                    done.written += 1;
+                    self.actual.insert(key, path);
+                    self.failed.remove(&key.prefix);
+                }
+                Err(error) => {
+                    let reason = if error.is(libc::EEXIST) && !existed {
+                        "a route of another program has this prefix and metric".to_owned()
+                    } else {
+                        error.to_string()
+                    };
+                    if self.failed.insert(key.prefix, reason.clone()).as_ref() != Some(&reason) {
+                        tracing::warn!(prefix = %key.prefix, error = reason, "cannot write a route");
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// Everything of ours that is in the kernel, wanted or not; for a clean-up.
+    pub fn forget_all_wishes(&mut self) {
+        self.wanted.clear();
+        self.hold_learned = false;
+        self.dirty.extend(self.actual.keys().map(|key| key.prefix));
+    }
+}
+
+/// Reads the routes of ours from the kernel.
+///
+/// # Errors
+/// See [`Error`].
+pub fn dump(rtnl: &mut Rtnl) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    let mut found = Vec::new();
+    for request in kernel::dump_requests() {
+        found.extend(rtnl.dump(request)?);
+    }
+    Ok(found)
+}
+
+/// The target in numbers of interfaces, or what it waits for.
+fn resolve(target: &Target, links: &Links) -> Result<Path, String> {
+    let up = |name: &str| match links.get(name) {
+        Some(link) if link.up => Ok(link.index),
+        Some(_) => Err(format!("the interface {name} is down")),
+        None => Err(format!("there is no interface {name}")),
+    };
+    match target {
+        Target::Blackhole => Ok(Path::Blackhole),
+        Target::Device(name) => Ok(Path::Via(BTreeSet::from([(None, up(name)?)]))),
+        Target::NextHops(hops) => {
+            let mut paths = BTreeSet::new();
+            for hop in hops {
+                let index = match &hop.interface {
+                    Some(name) => up(name)?,
+                    None => 0,
+                };
+                paths.insert((Some(hop.address), index));
+            }
+            Ok(Path::Via(paths))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+use super::*;
+
+fn net(text: &str) -> IpNetwork {
+    text.parse().unwrap()
+}
+
+fn device(name: &str) -> Target {
+    Target::Device(name.to_owned())
+}
+
+fn via(addresses: &[&str]) -> Target {
+    let hops = addresses
+        .iter()
+        .map(|text| NextHop::from(text.parse::<IpAddr>().unwrap()));
+    Target::NextHops(hops.collect())
+}
+
+/// What the kernel says of a route that was written with this message.
+fn echo(key: &Key, path: &Path) -> RouteNetlinkMessage {
+    kernel::write_message(key, path, false).0
+}
+
+#[test]
+fn every_form_of_route_survives_its_message() {
+    let paths = [
+        ("10.0.0.1/32", Path::Via([(None, 7)].into())),
+        ("10.0.0.0/26", Path::Blackhole),
+        (
+            "10.1.0.0/16",
+            Path::Via([(Some("192.0.2.1".parse().unwrap()), 3)].into()),
+        ),
+        (
+            "10.2.0.0/16",
+            Path::Via(
+                [
+                    (Some("192.0.2.1".parse().unwrap()), 3),
+                    (Some("192.0.2.2".parse().unwrap()), 4),
+                ]
+                .into(),
+            ),
+        ),
+        (
+            "10.3.0.0/16",
+            Path::Via([(Some("fe80::1".parse().unwrap()), 3)].into()),
+        ),
+        ("fd00::1/128", Path::Via([(None, 7)].into())),
+        ("fd00::/64", Path::Blackhole),
+        (
+            "fd01::/64",
+            Path::Via(
+                [
+                    (Some("fe80::1".parse().unwrap()), 3),
+                    (Some("fe80::1".parse().unwrap()), 4),
+                ]
+                .into(),
+            ),
+        ),
+    ];
+    for (prefix, path) in paths {
+        let key = Key::ours(net(prefix));
+        let RouteNetlinkMessage::NewRoute(message) = echo(&key, &path) else {
+            panic!("not a new route");
+        };
+        assert_eq!(kernel::read(&message), Some((key, path)), "{prefix}");
+    }
+}
+
+#[test]
+fn a_local_workload_wins_over_what_a_peer_announces_and_gives_way_when_it_goes() {
+    let mut table = RouteTable::new();
+    table.want(net("10.0.0.1/32"), Class::Learned, Some(via(&["192.0.2.1"])));
+    table.want(net("10.0.0.1/32"), Class::Local, Some(device("cali1")));
+    let winner = |table: &RouteTable| table.view().map(|(_, class, ..)| class).collect::<Vec<_>>();
+    assert_eq!(winner(&table), [Class::Local]);
+    table.want(net("10.0.0.1/32"), Class::Local, None);
+    assert_eq!(winner(&table), [Class::Learned]);
+}
+
+#[test]
+fn learned_routes_of_the_agent_before_stay_until_bgp_is_in_sync_and_local_ones_do_not() {
+    let mut table = RouteTable::new();
+    let learned = Key::ours(net("10.1.0.0/16"));
+    let local = Key::ours(net("10.0.0.1/32"));
+    let dump = [
+        echo(
+            &learned,
+            &Path::Via([(Some("192.0.2.1".parse().unwrap()), 3)].into()),
+        ),
+        echo(&local, &Path::Via([(None, 7)].into())),
+    ];
+    table.adopt(&dump);
+    assert_eq!(table.removals(), [local]);
+    table.learned_in_sync();
+    assert_eq!(table.removals(), [local, learned]);
+    table.want(learned.prefix, Class::Learned, Some(via(&["192.0.2.9"])));
+    assert_eq!(
+        table.removals(),
+        [local],
+        "what is wanted is replaced, not deleted first"
+    );
+}
+
+#[test]
+fn a_route_of_ours_under_a_foreign_metric_is_deleted() {
+    let mut table = RouteTable::new();
+    table.learned_in_sync();
+    table.want(net("10.0.0.1/32"), Class::Local, Some(device("cali1")));
+    let odd = Key {
+        metric: 5,
+        ..Key::ours(net("10.0.0.1/32"))
+    };
+    table.adopt(&[echo(&odd, &Path::Via([(None, 7)].into()))]);
+    assert_eq!(table.removals(), [odd]);
+}
+
+#[test]
+fn a_dump_counts_what_changed_behind_our_back() {
+    let mut table = RouteTable::new();
+    let keys: Vec<Key> = ["10.0.0.1/32", "10.0.0.2/32"]
+        .map(|text| Key::ours(net(text)))
+        .to_vec();
+    let dump: Vec<_> = keys
+        .iter()
+        .map(|key| echo(key, &Path::Via([(None, 7)].into())))
+        .collect();
+    assert_eq!(table.adopt(&dump), 2);
+    assert_eq!(table.adopt(&dump), 0);
+    assert_eq!(table.adopt(&dump[..1]), 1);
+    assert_eq!(table.adopt(&[echo(&keys[0], &Path::Blackhole)]), 1);
+}
+
+#[test]
+fn only_the_interface_that_was_asked_for_must_agree() {
+    let gateway: Option<IpAddr> = Some("192.0.2.1".parse().unwrap());
+    let have = Path::Via([(gateway, 3)].into());
+    assert!(have.satisfies(&Path::Via([(gateway, 0)].into())));
+    assert!(have.satisfies(&Path::Via([(gateway, 3)].into())));
+    assert!(!have.satisfies(&Path::Via([(gateway, 4)].into())));
+    assert!(!have.satisfies(&Path::Blackhole));
+    assert!(!have.satisfies(&Path::Via([(gateway, 3), (gateway, 4)].into())));
+}
+
+#[test]
+fn a_missing_interface_is_a_reason_and_not_an_error() {
+    let links = Links::new();
+    assert_eq!(
+        resolve(&device("cali1"), &links),
+        Err("there is no interface cali1".to_owned())
+    );
+    assert_eq!(resolve(&Target::Blackhole, &links), Ok(Path::Blackhole));
+}

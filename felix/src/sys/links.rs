@@ -1,0 +1,294 @@
+//! Interfaces, addresses and neighbours of a namespace: read, and made as they should be.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::LinkUnspec;
+
+use super::rtnl::{Error, Outcome, Rtnl};
+
+/// A hardware address.
+pub type Mac = [u8; 6];
+
+/// One interface, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Name.
+    pub name: String,
+    /// Number; never used again for another interface while the host runs, in practice.
+    pub index: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Ready to carry packets.
+    pub running: bool,
+    /// Bytes of the largest packet.
+    pub mtu: u32,
+    /// Hardware address, where it is an Ethernet one.
+    pub mac: Option<Mac>,
+    /// Number of the other end of a veth, in the namespace where that one is.
+    pub peer: Option<u32>,
+    /// Whether it carries Ethernet frames and is not the loopback.
+    pub ethernet: bool,
+}
+
+impl Link {
+    /// What a link message says; `None` when it has no name.
+    pub fn from_message(message: &LinkMessage) -> Option<Self> {
+        let mut link = Self {
+            name: String::new(),
+            index: message.header.index,
+            up: message.header.flags.contains(LinkFlags::Up),
+            running: message.header.flags.contains(LinkFlags::LowerUp),
+            mtu: 0,
+            mac: None,
+            peer: None,
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+                LinkAttribute::Link(peer) => link.peer = Some(*peer),
+                _ => {}
+            }
+        }
+        (!link.name.is_empty()).then_some(link)
+    }
+}
+
+/// All interfaces, by name.
+///
+/// # Errors
+/// See [`Error`].
+pub fn links(rtnl: &mut Rtnl) -> Result<BTreeMap<String, Link>, Error> {
+    let found = rtnl.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(found
+        .iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => Link::from_message(link),
+            _ => None,
+        })
+        .map(|link| (link.name.clone(), link))
+        .collect())
+}
+
+/// Takes an interface up.
+///
+/// # Errors
+/// See [`Error`].
+pub fn set_up(rtnl: &mut Rtnl, index: u32) -> Result<(), Error> {
+    let message = LinkUnspec::new_with_index(index).up().build();
+    rtnl.request(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Deletes an interface; `false` when it was not there.
+///
+/// # Errors
+/// See [`Error`].
+pub fn delete(rtnl: &mut Rtnl, name: &str) -> Result<bool, Error> {
+    let message = LinkUnspec::new_with_name(name).build();
+    match rtnl.request(RouteNetlinkMessage::DelLink(message), 0) {
+        Ok(()) => Ok(true),
+        Err(error) if error.is(libc::ENODEV) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives an interface an address at host length, usable at once; nothing happens when it has it.
+///
+/// # Errors
+/// See [`Error`].
+pub fn add_address(rtnl: &mut Rtnl, index: u32, address: IpAddr, scope: AddressScope) -> Result<(), Error> {
+    let message = address_message(index, address, scope);
+    match rtnl.request(
+        RouteNetlinkMessage::NewAddress(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    ) {
+        Err(error) if error.is(libc::EEXIST) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Takes an address away; `false` when it was not there.
+///
+/// # Errors
+/// See [`Error`].
+pub fn delete_address(rtnl: &mut Rtnl, index: u32, address: IpAddr) -> Result<bool, Error> {
+    let message = address_message(index, address, AddressScope::Universe);
+    match rtnl.request(RouteNetlinkMessage::DelAddress(message), 0) {
+        Ok(()) => Ok(true),
+        Err(error) if error.is(libc::EADDRNOTAVAIL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn address_message(index: u32, address: IpAddr, scope: AddressScope) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.scope = scope;
+    message.header.prefix_len = host_length(address);
+    message.header.family = family(address);
+    if address.is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![
+        AddressAttribute::Address(address),
+        AddressAttribute::Local(address),
+    ];
+    message
+}
+
+/// Addresses of an interface, with their lengths.
+///
+/// # Errors
+/// See [`Error`].
+pub fn addresses(rtnl: &mut Rtnl, index: u32) -> Result<Vec<(IpAddr, u8)>, Error> {
+    let found = rtnl.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    Ok(found
+        .iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+                let address = message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Address(address) => Some(*address),
+                    _ => None,
+                })?;
+                Some((address, message.header.prefix_len))
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+/// A permanent neighbour entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Neighbour {
+    /// Interface number.
+    pub index: u32,
+    /// Address of the neighbour.
+    pub address: IpAddr,
+    /// Its hardware address.
+    pub mac: Mac,
+}
+
+/// The message that makes or changes a permanent entry, with its flags.
+pub fn neighbour_message(neighbour: &Neighbour) -> (RouteNetlinkMessage, u16) {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(neighbour.address);
+    message.header.ifindex = neighbour.index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::empty();
+    message.attributes = vec![
+        NeighbourAttribute::Destination(neighbour.address.into()),
+        NeighbourAttribute::LinkLayerAddress(neighbour.mac.to_vec()),
+    ];
+    (
+        RouteNetlinkMessage::NewNeighbour(message),
+        NLM_F_CREATE | NLM_F_REPLACE,
+    )
+}
+
+/// Makes or changes permanent entries; one outcome each.
+///
+/// # Errors
+/// See [`Error`].
+pub fn set_neighbours(rtnl: &mut Rtnl, neighbours: &[Neighbour]) -> Result<Vec<Outcome>, Error> {
+    rtnl.batch(neighbours.iter().map(neighbour_message).collect())
+}
+
+/// Deletes entries; absent ones are passed over.
+///
+/// # Errors
+/// See [`Error`].
+pub fn delete_neighbours(rtnl: &mut Rtnl, neighbours: &[Neighbour]) -> Result<(), Error> {
+    let messages = neighbours.iter().map(|neighbour| {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(neighbour.address);
+        message.header.ifindex = neighbour.index;
+        message.attributes = vec![NeighbourAttribute::Destination(neighbour.address.into())];
+        (RouteNetlinkMessage::DelNeighbour(message), 0)
+    });
+    for outcome in rtnl.batch(messages.collect())? {
+        match outcome {
+            Err(error) if !error.is(libc::ENOENT) && !error.is(libc::ENODEV) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// All permanent entries with an Ethernet address.
+///
+/// # Errors
+/// See [`Error`].
+pub fn permanent_neighbours(rtnl: &mut Rtnl) -> Result<Vec<Neighbour>, Error> {
+    let found = rtnl.dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
+    Ok(found
+        .iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) => permanent_neighbour(message),
+            _ => None,
+        })
+        .collect())
+}
+
+/// The permanent entry a message describes, if it does.
+pub fn permanent_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let mut address = None;
+    let mut mac = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    Some(Neighbour {
+        index: message.header.ifindex,
+        address: address?,
+        mac: mac?,
+    })
+}
+
+/// 32 or 128.
+pub fn host_length(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+/// The address family of an address.
+pub fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Gateway of every workload for IPv4: on the host's `lo`, so that the host answers for it whatever its routes.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// MTU for workloads: the smallest of the Ethernet interfaces that are up and neither workloads' nor made by a
+/// container engine. 1500 when there is none.
+pub fn underlay_mtu(links: &BTreeMap<String, Link>, interface_prefix: &str) -> u32 {
+    const INNER: [&str; 6] = ["docker", "br-", "veth", "virbr", "cni", "podman"];
+    links
+        .values()
+        .filter(|link| link.ethernet && link.up && !link.name.starts_with(interface_prefix))
+        .filter(|link| !INNER.iter().any(|prefix| link.name.starts_with(prefix)))
+        .map(|link| link.mtu)
+        .min()
+        .unwrap_or(1500)
+}
