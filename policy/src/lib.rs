@@ -11,10 +11,12 @@
 //! model      the validated world of tiers, policies, sets and endpoints
 //! eval       who may speak to whom, said slowly and plainly
 //! compile    that world as a small program for a kernel
+//! explain    why a packet passes or not, and what would change that
 //! ```
 
 pub mod compile;
 pub mod eval;
+pub mod explain;
 pub mod model;
 pub mod packet;
 pub mod resource;

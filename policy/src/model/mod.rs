@@ -327,3 +327,13 @@ pub enum PortMatch {
     /// The number that the endpoint with this address gives to this name, for the protocol of the rule.
     Named(String),
 }
+
+impl std::fmt::Display for PortMatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Range(first, last) if first == last => write!(f, "{first}"),
+            Self::Range(first, last) => write!(f, "{first}:{last}"),
+            Self::Named(name) => write!(f, "{name:?}"),
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Why a packet passes or not, in words and as data.
+//!
+//! The verdict is the reference evaluator's. This module adds what a person wants to know next: which line of which
+//! file decided, which member of which set matched, which rules came close, and what would have to change.
+
+mod facts;
+mod find;
+mod show;
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::eval::{DecidedBy, Step, evaluate};
+use crate::model::{Action, Endpoint, EndpointId, Model, Origin, PolicyKey, Rule, TierEnd};
+use crate::packet::{Direction, Icmp, IpVersion, Packet, Protocol};
+
+pub use facts::Fact;
+pub use find::{FindError, find_endpoint};
+
+/// The source port of a question that names none: the first ephemeral port (RFC 6335 §6).
+const EPHEMERAL_PORT: u16 = 49152;
+
+/// What to explain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// An endpoint by name (see [`find_endpoint`]) or an IP address.
+    pub from: String,
+    /// An endpoint by name or an IP address.
+    pub to: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Destination port; needed for TCP, UDP and SCTP.
+    pub port: Option<u16>,
+    /// Source port; an ephemeral one when it is not given.
+    pub src_port: Option<u16>,
+    /// ICMP type and code; an echo request when it is not given.
+    pub icmp: Option<Icmp>,
+    /// The family, where both ends have both; IPv4 when it is not given.
+    pub ip_version: Option<IpVersion>,
+}
+
+/// The question makes no sense in this world.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// `from` or `to` names no endpoint.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// The protocol has ports and none was given.
+    #[error("{0} needs a destination port")]
+    PortNeeded(Protocol),
+    /// The ends have no family in common (or not the one asked for).
+    #[error("{from} and {to} have no addresses of the same family{}", only(.asked))]
+    NoCommonFamily {
+        /// One end.
+        from: String,
+        /// The other end.
+        to: String,
+        /// The family that was asked for.
+        asked: Option<IpVersion>,
+    },
+}
+
+fn only(version: &Option<IpVersion>) -> String {
+    version
+        .map(|version| format!(" ({version} was asked for)"))
+        .unwrap_or_default()
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// Whether the packet passes every check there is.
+    pub allowed: bool,
+    /// The packet that was judged.
+    pub packet: Packet,
+    /// Who sends it.
+    pub from: End,
+    /// Who receives it.
+    pub to: End,
+    /// The check when it leaves its source; absent when the source is not a workload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Check>,
+    /// The check when it enters its destination; absent when the destination is not a workload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Check>,
+}
+
+/// One end of the packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct End {
+    /// Its address.
+    pub address: IpAddr,
+    /// The workload endpoint with that address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<EndpointId>,
+    /// The node of that endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Host endpoints and network sets that hold the address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub known_as: Vec<String>,
+}
+
+/// The policy of one endpoint in one direction, applied to the packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    /// The direction.
+    pub direction: Direction,
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Whether the packet passes here.
+    pub allowed: bool,
+    /// One sentence: what decided.
+    pub reason: String,
+    /// What decided, as data.
+    pub decided_by: Decider,
+    /// Tiers that were asked, in order.
+    pub tiers: Vec<TierReport>,
+    /// Profiles that were asked, in order.
+    pub profiles: Vec<PolicyReport>,
+    /// Staged policies that select the endpoint in this direction, and what each would say on its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub staged: Vec<PolicyReport>,
+    /// What would let the packet pass; empty when it passes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub advice: Vec<String>,
+}
+
+/// What decided, by its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Decider {
+    /// The tier, where it was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// The policy or profile, where a rule decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyKey>,
+    /// The rule, counted from 1 in its direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<usize>,
+    /// What it does; `Deny` for ends of tiers and for nothing at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<Action>,
+    /// File and line of the rule (or of the policy, where the rule's line is not known).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Origin>,
+}
+
+/// A tier that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TierReport {
+    /// Its name.
+    pub tier: String,
+    /// The policies of it that were asked, in order; empty: none selects the endpoint in this direction.
+    pub policies: Vec<PolicyReport>,
+    /// What the end of the tier did, where the packet came to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end: Option<TierEnd>,
+}
+
+/// A policy or profile that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyReport {
+    /// Kind, namespace, name.
+    pub policy: PolicyKey,
+    /// Where it was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Origin>,
+    /// The rule that ended it, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matched: Option<RuleReport>,
+    /// `Log` rules that matched, and rules that did not, up to the one that ended it.
+    pub others: Vec<RuleReport>,
+}
+
+/// A rule that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleReport {
+    /// Counted from 1 in its direction.
+    pub rule: usize,
+    /// What it does.
+    pub action: Action,
+    /// Whether it matched.
+    pub matched: bool,
+    /// File and line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Origin>,
+    /// Of a rule that matched: every field. Of one that did not: the fields that do not hold.
+    pub facts: Vec<Fact>,
+}
+
+/// Explains what happens to a packet between two ends.
+///
+/// # Errors
+/// [`QueryError`] when the question cannot be turned into a packet.
+pub fn explain(model: &Model, query: &Query) -> Result<Explanation, QueryError> {
+    let (from, to) = (resolve(model, &query.from)?, resolve(model, &query.to)?);
+    let wanted = |version: &IpVersion| query.ip_version.is_none_or(|only| only == *version);
+    let pair = |version| Some((from.address(version)?, to.address(version)?));
+    let Some((src, dst)) = IpVersion::BOTH.into_iter().filter(wanted).find_map(pair) else {
+        let (from, to) = (query.from.clone(), query.to.clone());
+        return Err(QueryError::NoCommonFamily {
+            from,
+            to,
+            asked: query.ip_version,
+        });
+    };
+    let packet = packet(query, src, dst)?;
+    let check = |end: &Resolved<'_>, direction| end.endpoint.map(|e| check(model, e, direction, &packet));
+    let egress = check(&from, Direction::Egress);
+    let ingress = check(&to, Direction::Ingress);
+    Ok(Explanation {
+        allowed: egress.iter().chain(&ingress).all(|check| check.allowed),
+        packet,
+        from: end(model, &from, src),
+        to: end(model, &to, dst),
+        egress,
+        ingress,
+    })
+}
+
+/// An end of the packet before the family is chosen.
+struct Resolved<'m> {
+    endpoint: Option<&'m Endpoint>,
+    /// The address, where the question gave one.
+    only: Option<IpAddr>,
+}
+
+impl Resolved<'_> {
+    fn address(&self, version: IpVersion) -> Option<IpAddr> {
+        let own = self
+            .endpoint
+            .iter()
+            .flat_map(|endpoint| &endpoint.addresses)
+            .copied();
+        match self.only {
+            Some(address) => Some(address).filter(|address| IpVersion::of(*address) == version),
+            None => own.into_iter().find(|address| IpVersion::of(*address) == version),
+        }
+    }
+}
+
+fn resolve<'m>(model: &'m Model, text: &str) -> Result<Resolved<'m>, QueryError> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(Resolved {
+            endpoint: find::by_address(model, address),
+            only: Some(address),
+        });
+    }
+    Ok(Resolved {
+        endpoint: Some(find_endpoint(model, text)?),
+        only: None,
+    })
+}
+
+fn end(model: &Model, resolved: &Resolved<'_>, address: IpAddr) -> End {
+    let workload = resolved
+        .endpoint
+        .map(|endpoint| format!("WorkloadEndpoint {}", endpoint.id));
+    End {
+        address,
+        endpoint: resolved.endpoint.map(|endpoint| endpoint.id.clone()),
+        node: resolved
+            .endpoint
+            .map(|endpoint| endpoint.node.clone())
+            .filter(|node| !node.is_empty()),
+        known_as: facts::owners(model, address)
+            .map(|(who, _)| who)
+            .filter(|who| Some(who) != workload.as_ref())
+            .collect(),
+    }
+}
+
+fn packet(query: &Query, src: IpAddr, dst: IpAddr) -> Result<Packet, QueryError> {
+    let protocol = query.protocol;
+    if protocol.has_ports() || (protocol == Protocol::UDPLITE && query.port.is_some()) {
+        let port = query.port.ok_or(QueryError::PortNeeded(protocol))?;
+        return Ok(Packet::with_ports(
+            protocol,
+            src,
+            query.src_port.unwrap_or(EPHEMERAL_PORT),
+            dst,
+            port,
+        ));
+    }
+    // "icmp" between IPv6 addresses means ICMPv6, to everybody but a parser.
+    let (protocol, icmp) = match protocol.icmp_version() {
+        Some(_) => {
+            let (protocol, echo) = match IpVersion::of(dst) {
+                IpVersion::V4 => (Protocol::ICMP, 8),
+                IpVersion::V6 => (Protocol::ICMPV6, 128),
+            };
+            (protocol, Some(query.icmp.unwrap_or(Icmp { kind: echo, code: 0 })))
+        }
+        None => (protocol, None),
+    };
+    Ok(Packet {
+        src,
+        dst,
+        protocol,
+        src_port: None,
+        dst_port: None,
+        icmp,
+    })
+}
+
+fn check(model: &Model, endpoint: &Endpoint, direction: Direction, packet: &Packet) -> Check {
+    let decision = evaluate(model, &endpoint.id, direction, packet);
+    let mut tiers: Vec<TierReport> = Vec::new();
+    let mut profiles = Vec::new();
+    for step in &decision.trace {
+        match step {
+            Step::Tier { tier, .. } => {
+                tiers.push(TierReport {
+                    tier: tier.clone(),
+                    policies: Vec::new(),
+                    end: None,
+                });
+            }
+            Step::Policy { policy, .. } => {
+                let report = policy_report(model, policy, direction, packet);
+                match tiers.last_mut().filter(|_| model.policies.contains_key(policy)) {
+                    Some(tier) => tier.policies.push(report),
+                    None => profiles.push(report),
+                }
+            }
+            Step::TierEnd { end, .. } => {
+                if let Some(tier) = tiers.last_mut() {
+                    tier.end = Some(*end);
+                }
+            }
+        }
+    }
+    let mut staged: Vec<_> = (model.policies.values())
+        .filter(|policy| {
+            policy.key.kind.is_staged() && policy.rules(direction).is_some() && policy.selects(endpoint)
+        })
+        .collect();
+    staged.sort_by_key(|policy| policy.sort_key());
+    let staged = staged
+        .into_iter()
+        .map(|policy| policy_report(model, &policy.key, direction, packet))
+        .collect();
+    let decided_by = decider(model, &decision.decided_by, direction);
+    let reason = show::reason(endpoint, direction, &decision.decided_by, &decided_by);
+    let advice = if decision.allowed {
+        Vec::new()
+    } else {
+        show::advice(endpoint, direction, packet, &decision.decided_by, &decided_by)
+    };
+    let id = endpoint.id.clone();
+    Check {
+        direction,
+        endpoint: id,
+        allowed: decision.allowed,
+        reason,
+        decided_by,
+        tiers,
+        profiles,
+        staged,
+        advice,
+    }
+}
+
+/// The rules of a policy or profile, where it was written, and its tier.
+fn lookup<'m>(
+    model: &'m Model,
+    key: &PolicyKey,
+    direction: Direction,
+) -> (&'m [Rule], Option<&'m Origin>, Option<&'m str>) {
+    if let Some(policy) = model.policies.get(key) {
+        return (
+            policy.rules(direction).unwrap_or_default(),
+            policy.origin.as_ref(),
+            Some(&policy.tier),
+        );
+    }
+    match model.profiles.get(&key.name) {
+        Some(profile) => (profile.rules(direction), profile.origin.as_ref(), None),
+        None => (&[], None, None),
+    }
+}
+
+fn rule_origin(policy: Option<&Origin>, rule: &Rule) -> Option<Origin> {
+    policy.map(|origin| Origin {
+        file: origin.file.clone(),
+        line: rule.line.unwrap_or(origin.line),
+    })
+}
+
+fn policy_report(model: &Model, key: &PolicyKey, direction: Direction, packet: &Packet) -> PolicyReport {
+    let (rules, origin, _) = lookup(model, key, direction);
+    let mut report = PolicyReport {
+        policy: key.clone(),
+        source: origin.cloned(),
+        matched: None,
+        others: Vec::new(),
+    };
+    for (index, rule) in rules.iter().enumerate() {
+        let mut facts = facts::facts(model, rule, packet);
+        let matched = facts.iter().all(|fact| fact.holds);
+        if !matched {
+            facts.retain(|fact| !fact.holds);
+        }
+        let rule_report = RuleReport {
+            rule: index + 1,
+            action: rule.action,
+            matched,
+            source: rule_origin(origin, rule),
+            facts,
+        };
+        if matched && rule.action != Action::Log {
+            report.matched = Some(rule_report);
+            break;
+        }
+        report.others.push(rule_report);
+    }
+    report
+}
+
+fn decider(model: &Model, decided: &DecidedBy, direction: Direction) -> Decider {
+    match decided {
+        DecidedBy::Rule { policy, index } => {
+            let (rules, origin, tier) = lookup(model, policy, direction);
+            let rule = rules.get(*index);
+            Decider {
+                tier: tier.map(str::to_owned),
+                policy: Some(policy.clone()),
+                rule: Some(index + 1),
+                action: rule.map(|rule| rule.action),
+                source: rule.and_then(|rule| rule_origin(origin, rule)),
+            }
+        }
+        DecidedBy::TierEnd { tier } => Decider {
+            tier: Some(tier.clone()),
+            action: Some(Action::Deny),
+            ..Decider::default()
+        },
+        DecidedBy::MissingProfile { profile } => Decider {
+            policy: Some(PolicyKey::profile(profile)),
+            action: Some(Action::Deny),
+            ..Decider::default()
+        },
+        DecidedBy::NoMatch | DecidedBy::UnknownEndpoint => Decider {
+            action: Some(Action::Deny),
+            ..Decider::default()
+        },
+    }
+}

@@ -1,0 +1,244 @@
+//! Explanations in words.
+
+use std::fmt;
+
+use super::{Check, Decider, End, Explanation, PolicyReport, RuleReport, TierReport};
+use crate::eval::DecidedBy;
+use crate::model::{Action, Endpoint, Origin, TierEnd};
+use crate::packet::{Direction, Packet};
+use crate::resource::{KUBE_ADMIN_TIER, KUBE_BASELINE_TIER};
+
+/// One sentence: what decided.
+pub(super) fn reason(endpoint: &Endpoint, direction: Direction, decided: &DecidedBy, by: &Decider) -> String {
+    match decided {
+        DecidedBy::Rule { policy, index } => {
+            let action = by.action.map(|action| action.to_string()).unwrap_or_default();
+            let place = by
+                .tier
+                .as_ref()
+                .map(|tier| format!(" of tier {tier}"))
+                .unwrap_or_default();
+            format!(
+                "{direction} rule {} ({action}) of {policy}{place}{}",
+                index + 1,
+                At(by.source.as_ref())
+            )
+        }
+        DecidedBy::TierEnd { tier } => {
+            format!(
+                "policies of tier {tier} select the endpoint for {direction}, no rule of them matches, and the tier ends with Deny"
+            )
+        }
+        DecidedBy::MissingProfile { profile } => {
+            format!("the endpoint names profile {profile}, which does not exist: denied to be safe")
+        }
+        DecidedBy::NoMatch if endpoint.profiles.is_empty() => {
+            format!(
+                "no policy decides about {direction}, and the endpoint has no profile that would allow it"
+            )
+        }
+        DecidedBy::NoMatch => {
+            format!("no policy decides about {direction}, and no rule of the endpoint's profiles matches")
+        }
+        DecidedBy::UnknownEndpoint => "there is no such endpoint".to_owned(),
+    }
+}
+
+/// What would let the packet pass.
+pub(super) fn advice(
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+    decided: &DecidedBy,
+    by: &Decider,
+) -> Vec<String> {
+    let rule = allow_rule(direction, packet);
+    match decided {
+        DecidedBy::Rule { policy, index } => {
+            let what = format!("{direction} rule {} of {policy}", index + 1);
+            match &by.tier {
+                Some(tier) => vec![format!(
+                    "change {what}{}, or put an {direction} Allow for {rule} before it: above it in {policy}, or in a policy \
+                     of tier {tier} with a lower order that selects {}",
+                    At(by.source.as_ref()),
+                    endpoint.id
+                )],
+                None => vec![format!(
+                    "change {what}{}, or allow {rule} in a policy",
+                    At(by.source.as_ref())
+                )],
+            }
+        }
+        DecidedBy::TierEnd { tier } => vec![format!(
+            "add an {direction} Allow for {rule} to a policy of tier {tier} that selects {}",
+            endpoint.id
+        )],
+        DecidedBy::MissingProfile { profile } => {
+            vec![format!(
+                "create profile {profile}, or take it off endpoint {}",
+                endpoint.id
+            )]
+        }
+        DecidedBy::NoMatch => vec![format!(
+            "add an {direction} Allow for {rule} to a policy that selects {}, or give the endpoint a profile that allows it \
+             (projectcalico-default-allow allows everything)",
+            endpoint.id
+        )],
+        DecidedBy::UnknownEndpoint => Vec::new(),
+    }
+}
+
+fn allow_rule(direction: Direction, packet: &Packet) -> String {
+    let port = packet
+        .dst_port
+        .map(|port| format!(" port {port}"))
+        .unwrap_or_default();
+    match direction {
+        Direction::Ingress => format!("{}{port} from {}", packet.protocol, packet.src),
+        Direction::Egress => format!("{}{port} to {}", packet.protocol, packet.dst),
+    }
+}
+
+/// ` (file:line)`, or nothing.
+struct At<'a>(Option<&'a Origin>);
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(origin) => write!(f, " ({origin})"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn verdict(allowed: bool) -> &'static str {
+    if allowed { "allowed" } else { "DENIED" }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", self.packet, verdict(self.allowed))?;
+        writeln!(f, "  from {}", self.from)?;
+        writeln!(f, "  to   {}", self.to)?;
+        for (check, direction, end) in [
+            (&self.egress, Direction::Egress, "source"),
+            (&self.ingress, Direction::Ingress, "destination"),
+        ] {
+            match check {
+                Some(check) => write!(f, "\n{check}")?,
+                None => writeln!(
+                    f,
+                    "\n{direction}: not checked, the {end} is not a workload known here"
+                )?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)?;
+        if let Some(endpoint) = &self.endpoint {
+            write!(f, "  endpoint {endpoint}")?;
+        }
+        if let Some(node) = &self.node {
+            write!(f, " on node {node}")?;
+        }
+        for name in &self.known_as {
+            write!(f, "  {name}")?;
+        }
+        if self.endpoint.is_none() && self.known_as.is_empty() {
+            f.write_str("  (no endpoint, no network set)")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} at {}: {}",
+            self.direction,
+            self.endpoint,
+            verdict(self.allowed)
+        )?;
+        writeln!(f, "  because: {}", self.reason)?;
+        for tier in &self.tiers {
+            write!(f, "{tier}")?;
+        }
+        for profile in &self.profiles {
+            write_policy(f, "  ", profile)?;
+        }
+        if !self.staged.is_empty() {
+            writeln!(f, "  staged, not enforced:")?;
+            for policy in &self.staged {
+                write_policy(f, "    ", policy)?;
+            }
+        }
+        for advice in &self.advice {
+            writeln!(f, "  to let it pass: {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for TierReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.policies.is_empty() {
+            // Every cluster has the two tiers of Kubernetes; where nobody uses them they only distract.
+            if [KUBE_ADMIN_TIER, KUBE_BASELINE_TIER].contains(&self.tier.as_str()) {
+                return Ok(());
+            }
+            return writeln!(f, "  tier {}: no policy selects this endpoint", self.tier);
+        }
+        writeln!(f, "  tier {}:", self.tier)?;
+        for policy in &self.policies {
+            write_policy(f, "    ", policy)?;
+        }
+        match self.end {
+            Some(TierEnd::Deny) => writeln!(f, "    end of tier: Deny"),
+            Some(TierEnd::Pass) => writeln!(f, "    end of tier: Pass, on to the next tier"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn write_policy(f: &mut fmt::Formatter<'_>, indent: &str, report: &PolicyReport) -> fmt::Result {
+    let outcome = match &report.matched {
+        Some(rule) => format!("rule {} matches: {}", rule.rule, rule.action),
+        None => "no rule decides".to_owned(),
+    };
+    writeln!(
+        f,
+        "{indent}{}{}: {outcome}",
+        report.policy,
+        At(report.source.as_ref())
+    )?;
+    for rule in report.others.iter().chain(&report.matched) {
+        write_rule(f, indent, rule)?;
+    }
+    Ok(())
+}
+
+fn write_rule(f: &mut fmt::Formatter<'_>, indent: &str, rule: &RuleReport) -> fmt::Result {
+    let sign = match (rule.matched, rule.action) {
+        (true, Action::Log) => "logged",
+        (true, _) => "matches",
+        (false, _) => "does not match",
+    };
+    write!(
+        f,
+        "{indent}  rule {} {}{} {sign}",
+        rule.rule,
+        rule.action,
+        At(rule.source.as_ref())
+    )?;
+    let facts: Vec<&str> = rule.facts.iter().map(|fact| fact.text.as_str()).collect();
+    if facts.is_empty() {
+        writeln!(f, ": it matches every packet")
+    } else {
+        writeln!(f, ": {}", facts.join("; "))
+    }
+}

@@ -1,0 +1,274 @@
+//! What `explain` says, whole: people read it in an incident.
+
+mod world;
+
+use policy::explain::{Explanation, FindError, Query, QueryError, explain};
+use policy::packet::{Icmp, IpVersion, Protocol};
+use serde_json::{Value, json};
+use world::*;
+
+fn ask(world: &World, from: &str, to: &str, port: u16) -> Explanation {
+    explain(&world.model, &query(from, to, port)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn query(from: &str, to: &str, port: u16) -> Query {
+    Query {
+        from: from.into(),
+        to: to.into(),
+        protocol: Protocol::TCP,
+        port: Some(port),
+        src_port: None,
+        icmp: None,
+        ip_version: None,
+    }
+}
+
+/// A tier that passes on, a policy written in a file, a set, and a staged policy.
+fn shop() -> World {
+    let mut web = namespaced(
+        "NetworkPolicy",
+        "default",
+        "web",
+        json!({
+            "selector": "app == 'web'",
+            "types": ["Ingress"],
+            "ingress": [
+                {"action": "Log"},
+                {"action": "Allow", "protocol": "TCP", "source": {"selector": "app == 'api'"}, "destination": {"ports": [80, "8000:8010"]}},
+                {"action": "Deny", "source": {"nets": ["10.0.0.3/32", "192.0.2.0/24"]}},
+            ],
+        }),
+    );
+    let source = json!({"file": "shop.yaml", "line": 3, "ingress": [11, 12, 20]}).to_string();
+    web["metadata"]["annotations"] = json!({"margay/source": source});
+    World::new(&with(
+        three(),
+        [
+            tier("security", 10.0, "Pass"),
+            global(
+                "audit",
+                json!({"tier": "security", "ingress": [{"action": "Allow", "protocol": "UDP"}]}),
+            ),
+            web,
+            namespaced(
+                "StagedNetworkPolicy",
+                "default",
+                "soon",
+                json!({"ingress": [{"action": "Deny"}]}),
+            ),
+            global_set("office", json!({"role": "office"}), &["203.0.113.0/24"]),
+        ],
+    ))
+}
+
+#[test]
+fn an_allowed_packet_names_the_rule_its_line_and_what_matched() {
+    let text = ask(&shop(), "api", "web", 80).to_string();
+    let expected = r#"TCP 10.0.0.2:49152 -> 10.0.0.1:80: allowed
+  from 10.0.0.2  endpoint default/api on node n1
+  to   10.0.0.1  endpoint default/web on node n1
+
+egress at default/api: allowed
+  because: egress rule 1 (Allow) of Profile open
+  tier security: no policy selects this endpoint
+  tier default: no policy selects this endpoint
+  Profile open: rule 1 matches: Allow
+    rule 1 Allow matches: it matches every packet
+
+ingress at default/web: allowed
+  because: ingress rule 2 (Allow) of NetworkPolicy default/web of tier default (shop.yaml:12)
+  tier security:
+    GlobalNetworkPolicy audit: no rule decides
+      rule 1 Allow does not match: protocol is TCP, not UDP
+    end of tier: Pass, on to the next tier
+  tier default:
+    NetworkPolicy default/web (shop.yaml:3): rule 2 matches: Allow
+      rule 1 Log (shop.yaml:11) logged: it matches every packet
+      rule 2 Allow (shop.yaml:12) matches: protocol is TCP; source 10.0.0.2 is WorkloadEndpoint default/api, selected by app == "api" in namespace "default"; destination port 80 is 80
+  staged, not enforced:
+    StagedNetworkPolicy default/soon: rule 1 matches: Deny
+      rule 1 Deny matches: it matches every packet
+"#;
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_denied_packet_says_what_would_have_to_change() {
+    let world = shop();
+    let at_end = ask(&world, "203.0.113.9", "web", 8005);
+    assert_eq!(
+        at_end.to_string(),
+        r#"TCP 203.0.113.9:49152 -> 10.0.0.1:8005: DENIED
+  from 203.0.113.9  in 203.0.113.0/24 of GlobalNetworkSet office
+  to   10.0.0.1  endpoint default/web on node n1
+
+egress: not checked, the source is not a workload known here
+
+ingress at default/web: DENIED
+  because: policies of tier default select the endpoint for ingress, no rule of them matches, and the tier ends with Deny
+  tier security:
+    GlobalNetworkPolicy audit: no rule decides
+      rule 1 Allow does not match: protocol is TCP, not UDP
+    end of tier: Pass, on to the next tier
+  tier default:
+    NetworkPolicy default/web (shop.yaml:3): no rule decides
+      rule 1 Log (shop.yaml:11) logged: it matches every packet
+      rule 2 Allow (shop.yaml:12) does not match: source 203.0.113.9 is in 203.0.113.0/24 of GlobalNetworkSet office, not selected by app == "api" in namespace "default"
+      rule 3 Deny (shop.yaml:20) does not match: source 203.0.113.9 is not in nets 10.0.0.3/32, 192.0.2.0/24
+    end of tier: Deny
+  staged, not enforced:
+    StagedNetworkPolicy default/soon: rule 1 matches: Deny
+      rule 1 Deny matches: it matches every packet
+  to let it pass: add an ingress Allow for TCP port 8005 from 203.0.113.9 to a policy of tier default that selects default/web
+"#
+    );
+    let by_rule = ask(&world, "db", "web", 80).ingress.unwrap();
+    assert_eq!(
+        by_rule.reason,
+        "ingress rule 3 (Deny) of NetworkPolicy default/web of tier default (shop.yaml:20)"
+    );
+    assert_eq!(
+        by_rule.advice,
+        [
+            "change ingress rule 3 of NetworkPolicy default/web (shop.yaml:20), or put an ingress Allow for TCP port 80 from \
+             10.0.0.3 before it: above it in NetworkPolicy default/web, or in a policy of tier default with a lower order that \
+             selects default/web"
+        ]
+    );
+}
+
+#[test]
+fn json_names_tier_policy_rule_file_and_line() {
+    let json = serde_json::to_value(ask(&shop(), "db", "web", 80)).unwrap();
+    assert_eq!(json["allowed"], false);
+    assert_eq!(
+        json["from"],
+        json!({"address": "10.0.0.3", "endpoint": "default/db", "node": "n1"})
+    );
+    assert_eq!(
+        json["ingress"]["decidedBy"],
+        json!({
+            "tier": "default",
+            "policy": {"kind": "NetworkPolicy", "namespace": "default", "name": "web"},
+            "rule": 3,
+            "action": "Deny",
+            "source": {"file": "shop.yaml", "line": 20},
+        })
+    );
+    assert_eq!(json["egress"]["allowed"], true);
+}
+
+#[test]
+fn profiles_missing_and_absent_have_their_own_advice() {
+    let lone = |profiles: Value| {
+        World::new(&[endpoint(
+            "web",
+            "10.0.0.1",
+            json!({}),
+            json!({"profiles": profiles}),
+        )])
+    };
+    let check = |world: &World| ask(world, "10.9.9.9", "web", 80).ingress.unwrap();
+    let gone = check(&lone(json!(["gone"])));
+    assert_eq!(
+        gone.reason,
+        "the endpoint names profile gone, which does not exist: denied to be safe"
+    );
+    assert_eq!(
+        gone.advice,
+        ["create profile gone, or take it off endpoint default/web"]
+    );
+    let none = check(&lone(json!([])));
+    assert_eq!(
+        none.reason,
+        "no policy decides about ingress, and the endpoint has no profile that would allow it"
+    );
+    assert!(none.advice[0].contains("projectcalico-default-allow"));
+}
+
+#[test]
+fn endpoints_are_found_by_every_name_and_by_address() {
+    let wep = |namespace: &str, workload: &str, interface: &str, address: &str| {
+        let spec =
+            json!({"node": "n1", "workload": workload, "interfaceName": interface, "ipNetworks": [address]});
+        namespaced(
+            "WorkloadEndpoint",
+            namespace,
+            &format!("n1-margay-{workload}-eth0"),
+            spec,
+        )
+    };
+    let world = World::new(&[
+        wep("shop", "cart", "cali1", "10.0.0.1/32"),
+        wep("shop", "till", "cali2", "10.0.0.2/32"),
+        wep("test", "cart", "cali3", "10.0.0.3/32"),
+    ]);
+    let from = |text: &str| {
+        explain(&world.model, &query(text, "till", 80)).map(|e| e.from.endpoint.unwrap().to_string())
+    };
+    for text in ["shop/cart", "shop/n1-margay-cart-eth0", "cali1", "10.0.0.1"] {
+        assert_eq!(from(text).unwrap(), "shop/n1-margay-cart-eth0", "{text}");
+    }
+    let error = from("cart").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "\"cart\" may be shop/n1-margay-cart-eth0, test/n1-margay-cart-eth0: name one of them as namespace/name"
+    );
+    let error = from("nobody").unwrap_err();
+    assert!(
+        matches!(error, QueryError::Find(FindError::NotFound { ref known, .. }) if known.len() == 3),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_question_without_a_port_or_a_common_family_is_refused() {
+    let world = World::new(&three());
+    let error = explain(
+        &world.model,
+        &Query {
+            port: None,
+            ..query("api", "web", 80)
+        },
+    )
+    .unwrap_err();
+    assert_eq!(error, QueryError::PortNeeded(Protocol::TCP));
+    let error = explain(&world.model, &query("fd00::1", "web", 80)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "fd00::1 and web have no addresses of the same family"
+    );
+    let error = explain(
+        &world.model,
+        &Query {
+            ip_version: Some(IpVersion::V6),
+            ..query("api", "web", 80)
+        },
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "api and web have no addresses of the same family (IPv6 was asked for)"
+    );
+}
+
+#[test]
+fn icmp_means_an_echo_request_of_the_family() {
+    let dual = json!({"ipNetworks": ["10.0.0.8/32", "fd00::8/128"]});
+    let world = World::new(&with(three(), [endpoint("dual", "10.0.0.8", json!({}), dual)]));
+    let ping = |to: &str, icmp| {
+        let query = Query {
+            protocol: Protocol::ICMP,
+            port: None,
+            icmp,
+            ..query("dual", to, 0)
+        };
+        explain(&world.model, &query).unwrap().packet.to_string()
+    };
+    assert_eq!(ping("web", None), "ICMP 10.0.0.8 -> 10.0.0.1 type 8 code 0");
+    assert_eq!(ping("fd00::9", None), "ICMPv6 fd00::8 -> fd00::9 type 128 code 0");
+    assert_eq!(
+        ping("web", Some(Icmp { kind: 3, code: 4 })),
+        "ICMP 10.0.0.8 -> 10.0.0.1 type 3 code 4"
+    );
+}
