@@ -328,7 +328,9 @@ impl<'a, 'c> Walk<'a, 'c> {
             // `expected_flags` knows exactly the codes above.
             _ => return self.unknown(flags, code, value),
         }
-        if flags & flag::PARTIAL != 0 && expected == flag::OPTIONAL | flag::TRANSITIVE {
+        // The wide forms of RFC 6793 melt into those they belong to and are made afresh.
+        let kept = !matches!(code, ty::AS4_PATH | ty::AS4_AGGREGATOR);
+        if kept && flags & flag::PARTIAL != 0 && expected == flag::OPTIONAL | flag::TRANSITIVE {
             self.attributes.partial.insert(code);
         }
         Ok(())
@@ -489,14 +491,12 @@ impl<'a, 'c> Walk<'a, 'c> {
         if self.context.four_octet_as {
             return;
         }
-        // An AGGREGATOR that a two-octet speaker made afresh: what is in the wide ones is older.
-        if self.attributes.aggregator.is_some() && !self.aggregator_is_trans {
-            return;
-        }
-        if self.attributes.aggregator.is_some()
-            && let Some(aggregator) = self.as4_aggregator
-        {
-            self.attributes.aggregator = Some(aggregator);
+        if let (Some(aggregator), Some(wide)) = (&mut self.attributes.aggregator, self.as4_aggregator) {
+            // Aggregated since by a two-octet speaker: both wide attributes tell of an older path.
+            if !self.aggregator_is_trans {
+                return;
+            }
+            *aggregator = wide;
         }
         if let Some(as4_path) = self.as4_path.take() {
             self.attributes.as_path = self.attributes.as_path.merge_as4_path(&as4_path);
