@@ -1,1 +1,3 @@
 //! Node daemon, command line and lab: where the crates meet.
+
+pub mod lab;
