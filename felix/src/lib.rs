@@ -10,9 +10,11 @@
 //! [`agent`] owns all of them and is the only writer.
 
 pub mod agent;
+pub mod calc;
 pub mod config;
 pub mod linkmon;
 pub mod nft;
+pub mod render;
 pub mod routetable;
 pub mod status;
 pub mod sys;

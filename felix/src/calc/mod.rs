@@ -1,0 +1,259 @@
+//! What this node should have, as a function of the objects that are present.
+//!
+//! ```text
+//!  put / delete ─► World (objects by key)
+//!                    │ calculate
+//!                    ▼
+//!   Model ─► Program (policy of the local endpoints) ─► nft table  ┐
+//!   local endpoints, pools, block affinities        ─► routes      ├ Desired
+//!                                                   ─► advertise   ┘
+//! ```
+//!
+//! Pure, and without memory: the output depends on the present objects only, never on the order in which they came
+//! or on what was there before. An object that cannot be read is reported and counts as absent; the others go on.
+//! Everything is calculated anew each time. What changed is found afterwards, by comparing values: the table by
+//! `nft::apply`, the routes by `routetable`.
+
+mod routes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use datastore::key::Key;
+use ipnetwork::IpNetwork;
+use policy::compile::compile;
+use policy::model::{EndpointId, Model};
+use policy::resource::{EndpointToHostAction, FelixConfigurationSpec, Kind, Resource};
+use serde_json::Value;
+
+use crate::config::AgentConfig;
+use crate::nft::ruleset::Table;
+use crate::render::{self, HostAction};
+use crate::status::Problem;
+
+/// Annotation of an IPPool that says how its addresses are told to the network: `Host` (every workload by itself, the
+/// default) or `Block` (a node's whole blocks, and single addresses only where they lie outside of them).
+pub const ADVERTISE_ANNOTATION: &str = "margay/advertise";
+
+/// One stored object.
+#[derive(Debug, Clone)]
+enum Stored {
+    /// Readable.
+    Object { resource: Box<Resource>, revision: u64 },
+    /// Present, and of no use: why.
+    Broken(String),
+}
+
+/// The present objects, as far as they matter to a node.
+#[derive(Debug, Clone)]
+pub struct World {
+    node: String,
+    /// Objects of the API by key.
+    objects: BTreeMap<String, Stored>,
+    /// Blocks that are this node's, confirmed ones only: others must not be advertised.
+    blocks: BTreeMap<String, IpNetwork>,
+}
+
+/// A route of this node's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalRoute {
+    /// To a workload, through the host side of its cable.
+    Interface {
+        /// Name of the interface.
+        name: String,
+        /// The endpoint.
+        endpoint: EndpointId,
+    },
+    /// A block of this node: what no workload has goes nowhere, instead of back to the router.
+    Blackhole,
+}
+
+/// A workload of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// Name of the host side of its cable.
+    pub interface: String,
+    /// Addresses that are its own.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Addresses that another endpoint has with the older right.
+    pub conflicts: BTreeSet<IpAddr>,
+    /// MAC inside the workload, where the object says it.
+    pub mac: Option<[u8; 6]>,
+    /// Mod revision of the object.
+    pub revision: u64,
+}
+
+/// What this node should have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// The policy.
+    pub table: Table,
+    /// Routes that follow from the store. Learned ones are not among them.
+    pub routes: BTreeMap<IpNetwork, LocalRoute>,
+    /// Workloads of this node.
+    pub endpoints: BTreeMap<EndpointId, LocalEndpoint>,
+    /// Prefixes to originate, each a key of `routes`, and only while that route is in the kernel.
+    pub advertise: BTreeSet<IpNetwork>,
+    /// Objects that are not used as they are, in a fixed order.
+    pub problems: Vec<Problem>,
+}
+
+impl World {
+    /// An empty world, seen from `node`.
+    pub fn new(node: impl Into<String>) -> Self {
+        Self {
+            node: node.into(),
+            objects: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+        }
+    }
+
+    /// Takes an object in. True if anything that matters here may be different now.
+    pub fn put(&mut self, key: &str, value: &Value, revision: u64) -> bool {
+        match Key::parse(key) {
+            Some(Key::Resource { kind, .. }) => {
+                if !matters(kind) {
+                    return false;
+                }
+                let stored = match Resource::from_json(value) {
+                    Ok(resource) => Stored::Object {
+                        resource: Box::new(resource),
+                        revision,
+                    },
+                    Err(error) => Stored::Broken(error.to_string()),
+                };
+                self.objects.insert(key.to_owned(), stored);
+                true
+            }
+            Some(Key::BlockAffinity { node, block }) if node == self.node => {
+                let confirmed = value.get("state").and_then(Value::as_str) == Some("confirmed");
+                if confirmed {
+                    self.blocks.insert(key.to_owned(), block) != Some(block)
+                } else {
+                    self.blocks.remove(key).is_some()
+                }
+            }
+            _ => false,
+        }
+    }
+
+    /// Forgets an object. True if anything that matters here is different now.
+    pub fn delete(&mut self, key: &str) -> bool {
+        let object = self.objects.remove(key).is_some();
+        let block = self.blocks.remove(key).is_some();
+        object || block
+    }
+
+    /// Name of the node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    fn resources(&self) -> impl Iterator<Item = (&Resource, u64)> {
+        self.objects.values().filter_map(|stored| match stored {
+            Stored::Object { resource, revision } => Some((resource.as_ref(), *revision)),
+            Stored::Broken(_) => None,
+        })
+    }
+
+    /// The agent's configuration: `default`, and over it the fields that `node.<name>` sets.
+    fn configuration(&self) -> FelixConfigurationSpec {
+        let named = |wanted: &str| {
+            self.resources().find_map(|(resource, _)| match resource {
+                Resource::FelixConfiguration(object) if object.metadata.name == wanted => {
+                    Some(object.spec.clone())
+                }
+                _ => None,
+            })
+        };
+        let shared = named("default").unwrap_or_default();
+        let Some(own) = named(&format!("node.{}", self.node)) else {
+            return shared;
+        };
+        let (Ok(Value::Object(mut merged)), Ok(Value::Object(over))) =
+            (serde_json::to_value(&shared), serde_json::to_value(&own))
+        else {
+            return shared;
+        };
+        merged.extend(over);
+        serde_json::from_value(Value::Object(merged)).unwrap_or(shared)
+    }
+}
+
+/// Kinds that have a say in what a node's kernel has.
+fn matters(kind: Kind) -> bool {
+    kind.is_policy()
+        || matches!(
+            kind,
+            Kind::WorkloadEndpoint
+                | Kind::HostEndpoint
+                | Kind::Tier
+                | Kind::Profile
+                | Kind::NetworkSet
+                | Kind::GlobalNetworkSet
+                | Kind::IpPool
+                | Kind::FelixConfiguration
+        )
+}
+
+/// Calculates everything. `quarantine` holds the chains and sets that the kernel refused, with its message: what needs
+/// them is rendered closed.
+pub fn calculate(world: &World, config: &AgentConfig, quarantine: &BTreeMap<String, String>) -> Desired {
+    let (model, found) = Model::from_resources(world.resources().map(|(resource, _)| resource));
+    let mut problems: Vec<Problem> = found
+        .into_iter()
+        .map(|problem| Problem {
+            object: match &problem.namespace {
+                Some(namespace) => format!("{} {namespace}/{}", problem.kind, problem.name),
+                None => format!("{} {}", problem.kind, problem.name),
+            },
+            message: format!("{}: {}", problem.field, problem.message),
+        })
+        .collect();
+    problems.extend(world.objects.iter().filter_map(|(key, stored)| match stored {
+        Stored::Broken(reason) => Some(Problem {
+            object: key.clone(),
+            message: reason.clone(),
+        }),
+        Stored::Object { .. } => None,
+    }));
+
+    let endpoints = routes::endpoints(world, &model, config, &mut problems);
+    let local: BTreeSet<EndpointId> = endpoints.keys().cloned().collect();
+    let mut program = compile(&model, &local);
+    // An address that is somebody else's is nothing this endpoint may send from.
+    for (id, endpoint) in &mut program.endpoints {
+        if let Some(own) = endpoints.get(id) {
+            endpoint
+                .allowed_sources
+                .retain(|network| !own.conflicts.contains(&network.ip()));
+        }
+    }
+    let pools = routes::Pools::of(world);
+    let (routes, advertise) = routes::routes(world, &endpoints, &pools);
+    let configuration = world.configuration();
+    let host_action = match configuration.default_endpoint_to_host_action {
+        Some(EndpointToHostAction::Accept | EndpointToHostAction::Return) => HostAction::Accept,
+        Some(EndpointToHostAction::Drop) | None => HostAction::Drop,
+    };
+    let table = render::table(&render::Input {
+        program: &program,
+        config,
+        host_action,
+        nat_pools: pools.translated(),
+        pools: pools.all(),
+        quarantine,
+    });
+    problems.sort();
+    problems.dedup();
+    Desired {
+        table,
+        routes,
+        endpoints,
+        advertise,
+        problems,
+    }
+}
+
+#[cfg(test)]
+mod tests;

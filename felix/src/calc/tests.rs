@@ -1,0 +1,1 @@
+//! Orders, conflicts and aggregates.

@@ -1,0 +1,387 @@
+//! From a compiled policy program to one nftables table. Pure: equal inputs give equal tables.
+//!
+//! ```text
+//!  prerouting raw   raw-pre ──► wl-source              a workload sends only from its own addresses
+//!  forward 0        fwd-from ─► wl-from ─vmap from─► ge-… (group, egress)  ─► t-… (tier) ─► e-p-… (policy)
+//!  forward +1       fwd-to ───► wl-to ──vmap to────► gi-… (group, ingress) ─► t-… (tier) ─► i-p-… (policy)
+//!  input 0          in-wl ────► wl-host                a workload and its host
+//!  postrouting nat  nat-out                            natOutgoing pools, leaving all pools
+//! ```
+//!
+//! What holds for every table made here:
+//!
+//! - `accept` ends one base chain only, `drop` is final. So a packet between two workloads of one node passes
+//!   `fwd-from` (its sender's egress) and then `fwd-to` (its receiver's ingress), and no mark has to carry a verdict.
+//! - Established connections are accepted before any dispatch. The dispatch is one map lookup, however many workloads.
+//! - **Fail closed.** An interface with our prefix that is in no map falls through to a drop, in every direction.
+//! - A group chain is shared by all endpoints with the same ordered list of tiers and profiles, a tier chain by all
+//!   groups with the same list of policies, a policy chain by all. Depth is base > dispatch > group > tier > policy.
+//! - `Pass` needs to leave two chains at once: it sets one bit of the packet mark and returns; the tier chain looks at
+//!   the bit only behind policies that contain a Pass, and clears it on the way to the next tier.
+//! - The host reaches its own workloads unpoliced, as health checks need; workloads reach the host only as
+//!   `defaultEndpointToHostAction` says, apart from neighbour discovery.
+
+mod policy;
+mod sets;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnetwork::IpNetwork;
+use policy::chain_names;
+
+use crate::config::{AgentConfig, TABLE, TABLE_COMMENT};
+use crate::nft::ruleset::{
+    Base, Chain, ChainType, CtStates, Element, Field, Hook, KeyType, Limit, Log, Map, MarkSource, Match, Op,
+    Policy, RateUnit, Rule, Set, Statement, Table, Value, Verdict,
+};
+
+use ::policy::compile::Program;
+
+/// NFLOG group of everything that is logged.
+pub const LOG_GROUP: u16 = 1;
+/// Bytes of a logged packet that are copied: both headers of any packet we police.
+const LOG_SNAPLEN: u32 = 96;
+/// Raw table: before connection tracking (`NF_IP_PRI_RAW`).
+const PRIORITY_RAW: i32 = -300;
+/// Source translation (`NF_IP_PRI_NAT_SRC`).
+const PRIORITY_SRCNAT: i32 = 100;
+
+/// What a workload may do with its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HostAction {
+    /// Nothing but neighbour discovery and answers.
+    #[default]
+    Drop,
+    /// What its egress policy allows, and then what the rest of the host's firewall says.
+    Accept,
+}
+
+/// Everything a table depends on.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// The policy of this node's endpoints.
+    pub program: &'a Program,
+    /// Interface prefix and marks.
+    pub config: &'a AgentConfig,
+    /// `defaultEndpointToHostAction`.
+    pub host_action: HostAction,
+    /// Networks of pools with `natOutgoing`.
+    pub nat_pools: Vec<IpNetwork>,
+    /// Networks of all pools: within them nothing is translated.
+    pub pools: Vec<IpNetwork>,
+    /// Names of chains and sets the kernel refused, with its message. What needs them is rendered as a drop.
+    pub quarantine: &'a BTreeMap<String, String>,
+}
+
+/// The table.
+pub fn table(input: &Input<'_>) -> Table {
+    let mut table = Table::new(TABLE);
+    table.comment = Some(TABLE_COMMENT.to_owned());
+    sources(input, &mut table);
+    forward(input, &mut table);
+    host(input, &mut table);
+    nat(input, &mut table);
+    sets::add(input, &mut table);
+    policy::add(input, &mut table);
+    table
+}
+
+/// `iifname "cali*"` or `oifname "cali*"`.
+fn ours(input: &Input<'_>, field: Field) -> Rule {
+    Rule::new().ifname_prefix(field, Op::Eq, &input.config.interface_prefix)
+}
+
+/// Counts and drops, with a reason that `nft list` shows.
+fn drop_rule(comment: &str) -> Rule {
+    Rule::new().counter().verdict(Verdict::Drop).comment(comment)
+}
+
+/// Tells the log group about a packet that is about to be dropped, at most a hundred times a second.
+fn log_rule(prefix: String) -> Rule {
+    Rule::new()
+        .then(Limit {
+            rate: 100,
+            per: RateUnit::Second,
+            burst: 100,
+            over: false,
+        })
+        .then(Log {
+            group: LOG_GROUP,
+            prefix,
+            snaplen: Some(LOG_SNAPLEN),
+            queue_threshold: Some(10),
+        })
+}
+
+/// Interface names are checked when an endpoint is taken in; one that is none has no way into a map.
+fn ifname(name: &str) -> Option<Value> {
+    Value::ifname(name).ok()
+}
+
+/// Who may send from where. Addresses go into one hash set per family; an endpoint that may send from whole networks
+/// has a chain of its own.
+fn sources(input: &Input<'_>, table: &mut Table) {
+    let mut v4 = BTreeSet::new();
+    let mut v6 = BTreeSet::new();
+    let mut wide: BTreeMap<Element, Verdict> = BTreeMap::new();
+    for (id, endpoint) in &input.program.endpoints {
+        let Some(interface) = ifname(&endpoint.interface) else {
+            continue;
+        };
+        let mut networks = Vec::new();
+        for network in &endpoint.allowed_sources {
+            let host_length = if network.is_ipv4() { 32 } else { 128 };
+            if network.prefix() != host_length {
+                networks.push(*network);
+                continue;
+            }
+            let set = if network.is_ipv4() { &mut v4 } else { &mut v6 };
+            set.insert(Element::concat([interface, Value::from(network.ip())]));
+        }
+        if networks.is_empty() {
+            continue;
+        }
+        let name = format!("src-{}", endpoint.interface);
+        let mut chain = Chain::new(&name);
+        for network in networks {
+            let field = if network.is_ipv4() {
+                Field::IpSaddr
+            } else {
+                Field::Ip6Saddr
+            };
+            chain = chain.rule(
+                Rule::new()
+                    .network(field, Op::Eq, network)
+                    .verdict(Verdict::Return)
+                    .comment(format!("may send: {id}")),
+            );
+        }
+        chain = chain
+            .rule(log_rule("D|source|".into()))
+            .rule(drop_rule("foreign source"));
+        table.add_chain(chain);
+        wide.insert(Element::one(interface), Verdict::Goto(name));
+    }
+    table.add_set(Set::new("source4", [KeyType::IfName, KeyType::Ipv4Addr]).with(v4));
+    table.add_set(Set::new("source6", [KeyType::IfName, KeyType::Ipv6Addr]).with(v6));
+    table.add_map(Map::new("source-wide", [KeyType::IfName]).with(wide));
+
+    let neighbours = [135, 136].map(|kind| Element::one(Value::Icmp(kind)));
+    let link_local: IpNetwork = IpNetwork::V6(link_local());
+    let discovery = || Rule::new().one_of(Field::Icmpv6Type, Op::Eq, neighbours.clone());
+    table.add_chain(
+        Chain::new("wl-source")
+            .rule(
+                Rule::new()
+                    .in_set([Field::Iifname, Field::IpSaddr], Op::Eq, "source4")
+                    .verdict(Verdict::Return),
+            )
+            .rule(
+                Rule::new()
+                    .in_set([Field::Iifname, Field::Ip6Saddr], Op::Eq, "source6")
+                    .verdict(Verdict::Return),
+            )
+            // Neighbour discovery begins before there is an address (RFC 4861 §4.3, RFC 4862 §5.4.2).
+            .rule(
+                discovery()
+                    .network(Field::Ip6Saddr, Op::Eq, link_local)
+                    .verdict(Verdict::Return)
+                    .comment("neighbour discovery"),
+            )
+            .rule(
+                discovery()
+                    .equals(Field::Ip6Saddr, Value::Ipv6(std::net::Ipv6Addr::UNSPECIFIED))
+                    .verdict(Verdict::Return)
+                    .comment("duplicate address detection"),
+            )
+            .rule(Rule::new().then(Statement::VerdictMap {
+                fields: vec![Field::Iifname],
+                map: "source-wide".into(),
+            }))
+            .rule(log_rule("D|source|".into()))
+            .rule(drop_rule("foreign source")),
+    );
+    table.add_chain(
+        Chain::base("raw-pre", Base::filter(Hook::Prerouting, PRIORITY_RAW))
+            .rule(ours(input, Field::Iifname).verdict(Verdict::Jump("wl-source".into()))),
+    );
+}
+
+fn link_local() -> ipnetwork::Ipv6Network {
+    let base = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+    // A length of 10 is within 0..=128.
+    ipnetwork::Ipv6Network::new(base, 10).unwrap_or_else(|_| ipnetwork::Ipv6Network::from(base))
+}
+
+/// `ct mark & cut == cut drop`: a connection that policy forbids since it was made.
+fn cut(input: &Input<'_>) -> Rule {
+    let bit = input.config.cut_mark;
+    Rule::new()
+        .then(Match::Masked {
+            field: Field::CtMark,
+            mask: bit,
+            op: Op::Eq,
+            value: bit,
+        })
+        .counter()
+        .verdict(Verdict::Drop)
+        .comment("connection cut by policy")
+}
+
+fn established() -> Rule {
+    Rule::new()
+        .ct_state(CtStates::ESTABLISHED.and(CtStates::RELATED))
+        .verdict(Verdict::Accept)
+}
+
+fn invalid() -> Rule {
+    Rule::new()
+        .ct_state(CtStates::INVALID)
+        .counter()
+        .verdict(Verdict::Drop)
+        .comment("no part of a connection")
+}
+
+/// The bit is ours while a packet is in our chains; whatever it meant before does not count.
+fn clear_pass(input: &Input<'_>) -> Rule {
+    let bit = input.config.pass_mark;
+    Rule::new()
+        .then(Match::Masked {
+            field: Field::Mark,
+            mask: bit,
+            op: Op::Eq,
+            value: bit,
+        })
+        .then(Statement::SetMark(MarkSource::clear(bit)))
+}
+
+fn forward(input: &Input<'_>, table: &mut Table) {
+    let directions = [
+        ("fwd-from", "wl-from", "from", Field::Iifname, 0),
+        ("fwd-to", "wl-to", "to", Field::Oifname, 1),
+    ];
+    for (base, dispatch, map, field, priority) in directions {
+        table.add_chain(
+            Chain::base(base, Base::filter(Hook::Forward, priority))
+                .rule(cut(input))
+                .rule(established())
+                .rule(ours(input, field).verdict(Verdict::Goto(dispatch.into()))),
+        );
+        let mut chain = Chain::new(dispatch).rule(invalid());
+        if policy::uses_pass(input.program) {
+            chain = chain.rule(clear_pass(input));
+        }
+        table.add_chain(
+            chain
+                .rule(Rule::new().then(Statement::VerdictMap {
+                    fields: vec![field],
+                    map: map.into(),
+                }))
+                .rule(drop_rule("unknown workload interface")),
+        );
+    }
+    let groups = chain_names(input.program);
+    let mut from = Map::new("from", [KeyType::IfName]);
+    let mut to = Map::new("to", [KeyType::IfName]);
+    for endpoint in input.program.endpoints.values() {
+        let Some(interface) = ifname(&endpoint.interface) else {
+            continue;
+        };
+        if let (Some(egress), Some(ingress)) = (groups.get(&endpoint.egress), groups.get(&endpoint.ingress)) {
+            from.elements
+                .insert(Element::one(interface), Verdict::Goto(egress.clone()));
+            to.elements
+                .insert(Element::one(interface), Verdict::Goto(ingress.clone()));
+        }
+    }
+    table.add_map(from);
+    table.add_map(to);
+}
+
+/// Packets from a workload to this host itself.
+fn host(input: &Input<'_>, table: &mut Table) {
+    table.add_chain(
+        Chain::base("in-wl", Base::filter(Hook::Input, 0))
+            .rule(ours(input, Field::Iifname).verdict(Verdict::Goto("wl-host".into()))),
+    );
+    let icmp = |kinds: &[u8]| {
+        kinds
+            .iter()
+            .map(|kind| Element::one(Value::Icmp(*kind)))
+            .collect::<Vec<_>>()
+    };
+    let mut chain = Chain::new("wl-host")
+        // Router solicitation, router advertisement, redirect: a workload is no router (RFC 4861 §4).
+        .rule(
+            Rule::new()
+                .one_of(Field::Icmpv6Type, Op::Eq, icmp(&[133, 134, 137]))
+                .counter()
+                .verdict(Verdict::Drop)
+                .comment("a workload is no router"),
+        )
+        .rule(
+            Rule::new()
+                .one_of(Field::Icmpv6Type, Op::Eq, icmp(&[135, 136]))
+                .verdict(Verdict::Accept)
+                .comment("neighbour discovery"),
+        )
+        .rule(cut(input))
+        .rule(established())
+        .rule(invalid());
+    match input.host_action {
+        HostAction::Drop => {
+            chain = chain
+                .rule(log_rule("D|host|".into()))
+                .rule(drop_rule("defaultEndpointToHostAction"));
+        }
+        HostAction::Accept => {
+            if policy::uses_pass(input.program) {
+                chain = chain.rule(clear_pass(input));
+            }
+            chain = chain
+                .rule(Rule::new().then(Statement::VerdictMap {
+                    fields: vec![Field::Iifname],
+                    map: "from".into(),
+                }))
+                .rule(drop_rule("unknown workload interface"));
+        }
+    }
+    table.add_chain(chain);
+}
+
+/// Masquerade for pools that ask for it, towards everything outside all pools.
+fn nat(input: &Input<'_>, table: &mut Table) {
+    if input.nat_pools.is_empty() {
+        return;
+    }
+    let base = Base {
+        kind: ChainType::Nat,
+        hook: Hook::Postrouting,
+        priority: PRIORITY_SRCNAT,
+        policy: Policy::Accept,
+    };
+    let mut chain = Chain::base("nat-out", base);
+    for (v6, from, pools, source, destination) in [
+        (false, "nat4", "pools4", Field::IpSaddr, Field::IpDaddr),
+        (true, "nat6", "pools6", Field::Ip6Saddr, Field::Ip6Daddr),
+    ] {
+        let key = if v6 { KeyType::Ipv6Addr } else { KeyType::Ipv4Addr };
+        let cover =
+            |networks: &[IpNetwork]| sets::cover(networks.iter().filter(|network| network.is_ipv6() == v6));
+        let sources = cover(&input.nat_pools);
+        if sources.is_empty() {
+            continue;
+        }
+        table.add_set(Set::interval(from, key).with(sources));
+        table.add_set(Set::interval(pools, key).with(cover(&input.pools)));
+        chain = chain.rule(
+            Rule::new()
+                .in_set([source], Op::Eq, from)
+                .in_set([destination], Op::Ne, pools)
+                .counter()
+                .then(Statement::Masquerade)
+                .comment("natOutgoing"),
+        );
+    }
+    table.add_chain(chain);
+}

@@ -1,0 +1,380 @@
+//! Groups, tiers, policies and their rules as chains.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use policy::compile::{
+    Action, GroupId, Match as Condition, Policy, PolicyId, Program, Rule as Compiled, Side, TierChain,
+    TierEnd,
+};
+use policy::model::PolicyKind;
+use policy::packet::{Direction, IpVersion};
+
+use super::{Input, LOG_GROUP, LOG_SNAPLEN, drop_rule, log_rule};
+use crate::nft::ruleset::{
+    COMMENT_MAX, Chain, Element, Field, LOG_PREFIX_MAX, Log, MarkSource, Match, Op, Rule, Statement, Table,
+    Value, Verdict,
+};
+
+/// Chain that a passed packet goes through on its way out of a tier.
+const PASSED: &str = "passed";
+/// Protocols with ports that rules can name: TCP, UDP, SCTP.
+const WITH_PORTS: [u8; 3] = [6, 17, 132];
+
+/// Chain name of every group.
+pub(super) fn chain_names(program: &Program) -> BTreeMap<GroupId, String> {
+    program
+        .groups
+        .keys()
+        .map(|id| (id.clone(), id.as_str().to_owned()))
+        .collect()
+}
+
+/// Whether any policy passes, so that the mark is in use at all.
+pub(super) fn uses_pass(program: &Program) -> bool {
+    program.policies.values().any(|policy| {
+        !is_profile(policy) && (policy.has_pass(Direction::Ingress) || policy.has_pass(Direction::Egress))
+    })
+}
+
+fn is_profile(policy: &Policy) -> bool {
+    policy.key.kind == PolicyKind::Profile
+}
+
+fn body_name(id: &PolicyId, direction: Direction) -> String {
+    let letter = match direction {
+        Direction::Ingress => 'i',
+        Direction::Egress => 'e',
+    };
+    format!("{letter}-{id}")
+}
+
+/// Adds the chains of every group, and all that they need.
+pub(super) fn add(input: &Input<'_>, table: &mut Table) {
+    let program = input.program;
+    let mut bodies: BTreeSet<(PolicyId, Direction)> = BTreeSet::new();
+    let mut tiers = BTreeMap::new();
+    for (id, group) in &program.groups {
+        let mut chain = Chain::new(id.as_str());
+        for tier in &group.tiers {
+            chain = chain.rule(Rule::new().verdict(Verdict::Jump(tier.id.as_str().to_owned())));
+            bodies.extend(
+                tier.policies
+                    .iter()
+                    .map(|policy| (policy.clone(), group.direction)),
+            );
+            tiers.entry(tier.id.clone()).or_insert((tier, group.direction));
+        }
+        for profile in &group.profiles {
+            chain = chain.rule(Rule::new().verdict(Verdict::Jump(body_name(profile, group.direction))));
+            bodies.insert((profile.clone(), group.direction));
+        }
+        let prefix = format!("D|{}|profiles", group.direction.as_str());
+        table.add_chain(guarded(
+            input,
+            chain.rule(log_rule(prefix)).rule(drop_rule("nothing allowed it")),
+        ));
+    }
+    for (tier, direction) in tiers.into_values() {
+        table.add_chain(guarded(input, tier_chain(input, tier, direction)));
+    }
+    for (id, direction) in bodies {
+        let Some(policy) = program.policies.get(&id) else {
+            continue;
+        };
+        let writer = RuleWriter {
+            input,
+            policy,
+            direction,
+        };
+        table.add_chain(guarded(input, writer.chain(&body_name(&id, direction))));
+    }
+    if uses_pass(program) {
+        table.add_chain(
+            Chain::new(PASSED)
+                .rule(Rule::new().then(Statement::SetMark(MarkSource::clear(input.config.pass_mark)))),
+        );
+    }
+}
+
+/// A chain that the kernel refused, or that needs a set it refused, denies everything until its object changes.
+fn guarded(input: &Input<'_>, chain: Chain) -> Chain {
+    let refused = |name: &str| input.quarantine.contains_key(name);
+    let needs_refused_set = chain
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.statements)
+        .any(|statement| match statement {
+            Statement::Match(Match::InSet { set, .. }) => refused(set),
+            _ => false,
+        });
+    if refused(&chain.name) || needs_refused_set {
+        return Chain::new(chain.name).rule(drop_rule("quarantined: the kernel refused this policy"));
+    }
+    chain
+}
+
+fn tier_chain(input: &Input<'_>, tier: &TierChain, direction: Direction) -> Chain {
+    let bit = input.config.pass_mark;
+    let mut chain = Chain::new(tier.id.as_str());
+    for policy in &tier.policies {
+        chain = chain.rule(Rule::new().verdict(Verdict::Jump(body_name(policy, direction))));
+        let passes = input
+            .program
+            .policies
+            .get(policy)
+            .is_some_and(|body| body.has_pass(direction));
+        if passes {
+            chain = chain.rule(
+                Rule::new()
+                    .then(Match::Masked {
+                        field: Field::Mark,
+                        mask: bit,
+                        op: Op::Eq,
+                        value: bit,
+                    })
+                    .verdict(Verdict::Goto(PASSED.into())),
+            );
+        }
+    }
+    match tier.end {
+        TierEnd::Pass => chain,
+        TierEnd::Deny => {
+            let comment = fit(format!("end of tier {}", tier.tier), COMMENT_MAX);
+            let prefix = fit(format!("D|{}|{}", direction.as_str(), tier.tier), LOG_PREFIX_MAX);
+            chain.rule(log_rule(prefix)).rule(drop_rule(&comment))
+        }
+    }
+}
+
+/// Cuts a text of names, which are ASCII by the API's rules, to what the kernel carries.
+fn fit(mut text: String, longest: usize) -> String {
+    text.retain(|c| c.is_ascii_graphic() && c != '"' || c == ' ');
+    text.truncate(longest);
+    text
+}
+
+/// Writes the rules of one policy in one direction.
+pub(super) struct RuleWriter<'a> {
+    pub(super) input: &'a Input<'a>,
+    pub(super) policy: &'a Policy,
+    pub(super) direction: Direction,
+}
+
+impl RuleWriter<'_> {
+    fn chain(&self, name: &str) -> Chain {
+        let mut chain = Chain::new(name);
+        for rule in self.policy.rules(self.direction) {
+            for statements in self.alternatives(rule) {
+                let mut line = Rule {
+                    statements,
+                    comment: Some(self.comment(rule)),
+                };
+                for statement in self.action(rule) {
+                    line = line.then(statement);
+                }
+                chain = chain.rule(line);
+            }
+        }
+        chain
+    }
+
+    /// `Kind namespace/name ingress 3 Deny`: what `nft list` shows beside the counter. Rules count from 1.
+    fn comment(&self, rule: &Compiled) -> String {
+        let number = rule.index + 1;
+        let tail = format!(" {} {number} {}", self.direction.as_str(), rule.action);
+        let mut head = fit(
+            self.policy.key.to_string(),
+            COMMENT_MAX.saturating_sub(tail.len()),
+        );
+        head.push_str(&tail);
+        head
+    }
+
+    fn action(&self, rule: &Compiled) -> Vec<Statement> {
+        match rule.action {
+            Action::Allow => vec![Statement::Counter, Verdict::Accept.into()],
+            Action::Deny => vec![Statement::Counter, Verdict::Drop.into()],
+            Action::Pass if is_profile(self.policy) => vec![Statement::Counter, Verdict::Return.into()],
+            Action::Pass => vec![
+                Statement::Counter,
+                Statement::SetMark(MarkSource::or(self.input.config.pass_mark)),
+                Verdict::Return.into(),
+            ],
+            Action::Log => {
+                let text = format!(
+                    "L|{}|{}|{}",
+                    self.direction.as_str(),
+                    self.policy.key,
+                    rule.index + 1
+                );
+                vec![
+                    Statement::Counter,
+                    Statement::Log(Log {
+                        group: LOG_GROUP,
+                        prefix: fit(text, LOG_PREFIX_MAX),
+                        snaplen: Some(LOG_SNAPLEN),
+                        queue_threshold: Some(10),
+                    }),
+                ]
+            }
+        }
+    }
+
+    /// The conditions of a rule as one or more lists of statements, of which a packet matches at most one.
+    fn alternatives(&self, rule: &Compiled) -> Vec<Vec<Statement>> {
+        let mut all: Vec<Vec<Statement>> = vec![Vec::new()];
+        if let Some(family) = rule.family {
+            // An address match says the family by itself; anything else does not.
+            let said = rule.matches.iter().any(|condition| {
+                matches!(
+                    condition,
+                    Condition::Net { .. } | Condition::Set { .. } | Condition::NamedPort { .. }
+                )
+            });
+            if !said {
+                let value = match family {
+                    IpVersion::V4 => Value::IPV4,
+                    IpVersion::V6 => Value::IPV6,
+                };
+                push(&mut all, compare(Field::NfProto, Op::Eq, value));
+            }
+        }
+        for condition in &rule.matches {
+            let choices = self.condition(rule, condition);
+            all = all
+                .iter()
+                .flat_map(|before| {
+                    choices
+                        .iter()
+                        .map(move |choice| before.iter().chain(choice).cloned().collect::<Vec<_>>())
+                })
+                .collect();
+        }
+        all
+    }
+
+    fn condition(&self, rule: &Compiled, condition: &Condition) -> Vec<Vec<Statement>> {
+        let family = rule.family.unwrap_or(IpVersion::V4);
+        match condition {
+            Condition::Protocol { protocol, negate } => {
+                vec![vec![compare(
+                    Field::L4Proto,
+                    Op::negated(*negate),
+                    Value::Proto(protocol.0),
+                )]]
+            }
+            Condition::Icmp { kind, code, negate } => icmp(family, *kind, *code, *negate),
+            Condition::Ports { side, ranges, negate } => {
+                let field = match side {
+                    Side::Source => Field::ThSport,
+                    Side::Destination => Field::ThDport,
+                };
+                vec![vec![ports(field, ranges, *negate)]]
+            }
+            Condition::NamedPort { side, set, negate } => {
+                let mut statements = Vec::new();
+                if *negate {
+                    // What has no ports is in no set of ports, and still does not match.
+                    statements.push(Statement::Match(Match::OneOf {
+                        field: Field::L4Proto,
+                        op: Op::Eq,
+                        elements: WITH_PORTS.map(|number| Element::one(Value::Proto(number))).into(),
+                    }));
+                }
+                let port = match side {
+                    Side::Source => Field::ThSport,
+                    Side::Destination => Field::ThDport,
+                };
+                statements.push(Statement::Match(Match::InSet {
+                    fields: vec![address(family, *side), Field::L4Proto, port],
+                    op: Op::negated(*negate),
+                    set: set.as_str().to_owned(),
+                }));
+                vec![statements]
+            }
+            Condition::Net { side, net, negate } => vec![vec![Statement::Match(Match::Network {
+                field: address(
+                    if net.is_ipv4() {
+                        IpVersion::V4
+                    } else {
+                        IpVersion::V6
+                    },
+                    *side,
+                ),
+                op: Op::negated(*negate),
+                network: *net,
+            })]],
+            Condition::Set { side, set, negate } => vec![vec![Statement::Match(Match::InSet {
+                fields: vec![address(
+                    self.input
+                        .program
+                        .sets
+                        .get(set)
+                        .map_or(family, |found| found.family),
+                    *side,
+                )],
+                op: Op::negated(*negate),
+                set: set.as_str().to_owned(),
+            })]],
+        }
+    }
+}
+
+fn push(all: &mut [Vec<Statement>], statement: Statement) {
+    for list in all {
+        list.push(statement.clone());
+    }
+}
+
+fn compare(field: Field, op: Op, value: Value) -> Statement {
+    Statement::Match(Match::Compare { field, op, value })
+}
+
+fn address(family: IpVersion, side: Side) -> Field {
+    match (family, side) {
+        (IpVersion::V4, Side::Source) => Field::IpSaddr,
+        (IpVersion::V4, Side::Destination) => Field::IpDaddr,
+        (IpVersion::V6, Side::Source) => Field::Ip6Saddr,
+        (IpVersion::V6, Side::Destination) => Field::Ip6Daddr,
+    }
+}
+
+/// "Not type 3 code 4" is "not type 3", or "type 3 and not code 4".
+fn icmp(family: IpVersion, kind: u8, code: Option<u8>, negate: bool) -> Vec<Vec<Statement>> {
+    let (types, codes) = match family {
+        IpVersion::V4 => (Field::IcmpType, Field::IcmpCode),
+        IpVersion::V6 => (Field::Icmpv6Type, Field::Icmpv6Code),
+    };
+    let of_type = |op| compare(types, op, Value::Icmp(kind));
+    match (code, negate) {
+        (None, negate) => vec![vec![of_type(Op::negated(negate))]],
+        (Some(code), false) => vec![vec![of_type(Op::Eq), compare(codes, Op::Eq, Value::Icmp(code))]],
+        (Some(code), true) => {
+            vec![
+                vec![of_type(Op::Ne)],
+                vec![of_type(Op::Eq), compare(codes, Op::Ne, Value::Icmp(code))],
+            ]
+        }
+    }
+}
+
+fn ports(field: Field, ranges: &[(u16, u16)], negate: bool) -> Statement {
+    let op = Op::negated(negate);
+    match ranges {
+        [(first, last)] if first == last => compare(field, op, Value::Port(*first)),
+        [(first, last)] => Statement::Match(Match::Range {
+            field,
+            op,
+            first: Value::Port(*first),
+            last: Value::Port(*last),
+        }),
+        several => Statement::Match(Match::OneOf {
+            field,
+            op,
+            elements: several
+                .iter()
+                .map(|(first, last)| Element::range(Value::Port(*first), Value::Port(*last)))
+                .collect(),
+        }),
+    }
+}

@@ -1,0 +1,50 @@
+//! Sets of the program as nftables sets.
+
+use ipnetwork::IpNetwork;
+use policy::compile::Members;
+use policy::packet::IpVersion;
+
+use super::Input;
+use crate::nft::ruleset::{Element, KeyType, Set, Table, Value};
+
+/// Adds every set of the program.
+pub(super) fn add(input: &Input<'_>, table: &mut Table) {
+    for (id, set) in &input.program.sets {
+        if input.quarantine.contains_key(id.as_str()) {
+            continue;
+        }
+        let address = match set.family {
+            IpVersion::V4 => KeyType::Ipv4Addr,
+            IpVersion::V6 => KeyType::Ipv6Addr,
+        };
+        let made = match &set.members {
+            Members::Addresses(addresses) => Set::new(id.as_str(), [address])
+                .with(addresses.iter().map(|ip| Element::one(Value::from(*ip)))),
+            Members::Networks(networks) => Set::interval(id.as_str(), address)
+                .with(networks.iter().map(|network| Element::network(*network))),
+            Members::NamedPorts(ports) => {
+                let key = [address, KeyType::InetProto, KeyType::InetService];
+                Set::new(id.as_str(), key).with(ports.iter().map(|(ip, protocol, port)| {
+                    Element::concat([Value::from(*ip), Value::Proto(protocol.0), Value::Port(*port)])
+                }))
+            }
+        };
+        table.add_set(made);
+    }
+}
+
+/// Disjoint ranges over networks that may overlap or touch.
+pub(super) fn cover<'a>(networks: impl IntoIterator<Item = &'a IpNetwork>) -> Vec<Element> {
+    let mut kept: Vec<IpNetwork> = Vec::new();
+    let mut sorted: Vec<&IpNetwork> = networks.into_iter().collect();
+    // Wider networks come first, so whatever lies inside a kept one is found.
+    sorted.sort_by_key(|network| (network.prefix(), network.network()));
+    for network in sorted {
+        let inside =
+            |outer: &IpNetwork| outer.prefix() <= network.prefix() && outer.contains(network.network());
+        if !kept.iter().any(inside) {
+            kept.push(*network);
+        }
+    }
+    kept.into_iter().map(Element::network).collect()
+}
