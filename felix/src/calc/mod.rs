@@ -21,9 +21,11 @@ use std::net::IpAddr;
 
 use datastore::key::Key;
 use ipnetwork::IpNetwork;
-use policy::compile::compile;
+use policy::compile::{Program, compile};
 use policy::model::{EndpointId, Model};
-use policy::resource::{EndpointToHostAction, FelixConfigurationSpec, Kind, Resource};
+use policy::resource::{
+    EndpointToHostAction, FelixConfigurationSpec, Kind, Resource, WorkloadSourceSpoofing,
+};
 use serde_json::Value;
 
 use crate::config::AgentConfig;
@@ -86,7 +88,9 @@ pub struct LocalEndpoint {
 /// What this node should have.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
-    /// The policy.
+    /// The policy, compiled: what [`Desired::table`] is rendered from, and what tracked connections are judged by.
+    pub program: Program,
+    /// The policy as the kernel's table.
     pub table: Table,
     /// Routes that follow from the store. Learned ones are not among them.
     pub routes: BTreeMap<IpNetwork, LocalRoute>,
@@ -126,7 +130,11 @@ impl World {
                 true
             }
             Some(Key::BlockAffinity { node, block }) if node == self.node => {
-                let confirmed = value.get("state").and_then(Value::as_str) == Some("confirmed");
+                // Calico writes the flag as a string.
+                let deleted = value
+                    .get("deleted")
+                    .is_some_and(|flag| *flag == true || *flag == "true");
+                let confirmed = value.get("state").and_then(Value::as_str) == Some("confirmed") && !deleted;
                 if confirmed {
                     self.blocks.insert(key.to_owned(), block) != Some(block)
                 } else {
@@ -221,17 +229,20 @@ pub fn calculate(world: &World, config: &AgentConfig, quarantine: &BTreeMap<Stri
     let endpoints = routes::endpoints(world, &model, config, &mut problems);
     let local: BTreeSet<EndpointId> = endpoints.keys().cloned().collect();
     let mut program = compile(&model, &local);
-    // An address that is somebody else's is nothing this endpoint may send from.
+    let configuration = world.configuration();
+    // An address that is somebody else's is nothing this endpoint may send from, and neither is a prefix it asked for
+    // while the administrator does not let endpoints ask.
+    let may_ask = configuration.workload_source_spoofing == Some(WorkloadSourceSpoofing::Any);
     for (id, endpoint) in &mut program.endpoints {
         if let Some(own) = endpoints.get(id) {
+            let is_own = |network: &IpNetwork| own.addresses.iter().any(|a| IpNetwork::from(*a) == *network);
             endpoint
                 .allowed_sources
-                .retain(|network| !own.conflicts.contains(&network.ip()));
+                .retain(|network| is_own(network) || (may_ask && !own.conflicts.contains(&network.ip())));
         }
     }
     let pools = routes::Pools::of(world);
     let (routes, advertise) = routes::routes(world, &endpoints, &pools);
-    let configuration = world.configuration();
     let host_action = match configuration.default_endpoint_to_host_action {
         Some(EndpointToHostAction::Accept | EndpointToHostAction::Return) => HostAction::Accept,
         Some(EndpointToHostAction::Drop) | None => HostAction::Drop,
@@ -247,6 +258,7 @@ pub fn calculate(world: &World, config: &AgentConfig, quarantine: &BTreeMap<Stri
     problems.sort();
     problems.dedup();
     Desired {
+        program,
         table,
         routes,
         endpoints,

@@ -172,14 +172,15 @@ pub(super) fn endpoints(
     found
 }
 
-/// `ee:ee:ee:ee:ee:ee` as bytes.
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
+/// `ee:ee:ee:ee:ee:ee` as bytes; only addresses of a single interface.
+pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut bytes = [0_u8; 6];
     let mut parts = text.split([':', '-']);
     for byte in &mut bytes {
         *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
     }
-    parts.next().is_none().then_some(bytes)
+    let single = bytes.first().is_some_and(|first| first & 1 == 0) && bytes != [0; 6];
+    (parts.next().is_none() && single).then_some(bytes)
 }
 
 /// Routes of this node, and which of them the network is told.

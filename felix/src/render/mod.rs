@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  prerouting raw   raw-pre ──► wl-source              a workload sends only from its own addresses
-//!  forward 0        fwd-from ─► wl-from ─vmap from─► ge-… (group, egress)  ─► t-… (tier) ─► e-p-… (policy)
-//!  forward +1       fwd-to ───► wl-to ──vmap to────► gi-… (group, ingress) ─► t-… (tier) ─► i-p-… (policy)
+//!  forward 0        fwd-from ─► wl-from ─vmap ep-from─► ge-… (group, egress)  ─► t-… (tier) ─► e-p-… (policy)
+//!  forward +1       fwd-to ───► wl-to ──vmap ep-to───► gi-… (group, ingress) ─► t-… (tier) ─► i-p-… (policy)
 //!  input 0          in-wl ────► wl-host                a workload and its host
 //!  postrouting nat  nat-out                            natOutgoing pools, leaving all pools
 //! ```
@@ -257,8 +257,8 @@ fn clear_pass(input: &Input<'_>) -> Rule {
 
 fn forward(input: &Input<'_>, table: &mut Table) {
     let directions = [
-        ("fwd-from", "wl-from", "from", Field::Iifname, 0),
-        ("fwd-to", "wl-to", "to", Field::Oifname, 1),
+        ("fwd-from", "wl-from", "ep-from", Field::Iifname, 0),
+        ("fwd-to", "wl-to", "ep-to", Field::Oifname, 1),
     ];
     for (base, dispatch, map, field, priority) in directions {
         table.add_chain(
@@ -281,8 +281,8 @@ fn forward(input: &Input<'_>, table: &mut Table) {
         );
     }
     let groups = chain_names(input.program);
-    let mut from = Map::new("from", [KeyType::IfName]);
-    let mut to = Map::new("to", [KeyType::IfName]);
+    let mut from = Map::new("ep-from", [KeyType::IfName]);
+    let mut to = Map::new("ep-to", [KeyType::IfName]);
     for endpoint in input.program.endpoints.values() {
         let Some(interface) = ifname(&endpoint.interface) else {
             continue;
@@ -341,7 +341,7 @@ fn host(input: &Input<'_>, table: &mut Table) {
             chain = chain
                 .rule(Rule::new().then(Statement::VerdictMap {
                     fields: vec![Field::Iifname],
-                    map: "from".into(),
+                    map: "ep-from".into(),
                 }))
                 .rule(drop_rule("unknown workload interface"));
         }
