@@ -6,7 +6,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{Base, Chain, Element, Field, KeyType, Map, Match, Rule, Set, Statement, Table, Value, Verdict};
+use super::implied::Known;
+use super::{
+    Base, Chain, Element, Field, KeyType, Map, Match, Reject, Rule, Set, Statement, Table, Value, Verdict,
+};
 
 /// Longest rule comment that nft carries, with the fingerprint the writer appends: 128 bytes less 17.
 pub const COMMENT_MAX: usize = 111;
@@ -185,7 +188,21 @@ impl Table {
             return Err("a rule without statements".into());
         }
         let mut ended = false;
+        let mut known = Known::default();
         for statement in &rule.statements {
+            let implied = match statement {
+                Statement::Match(m) => {
+                    known.learn(m);
+                    known.need(m.fields())
+                }
+                Statement::VerdictMap { fields, .. } => known.need(fields),
+                Statement::InlineVerdictMap { field, .. } => known.need(&[*field]),
+                Statement::Reject(Reject::TcpReset) => known.need_tcp(),
+                _ => Ok(Vec::new()),
+            };
+            if implied.is_err() {
+                return Err(format!("{statement}: never matches after what is matched before"));
+            }
             if ended {
                 return Err(format!("{statement}: never reached, the rule ends before it"));
             }
@@ -210,8 +227,10 @@ impl Table {
                 Some(map) => check_fields(fields, &map.key),
             },
             Statement::InlineVerdictMap { field, elements } => {
-                if elements.is_empty() {
-                    return Err(format!("{statement}: no entries"));
+                if elements.is_empty() || elements.keys().any(|e| !matches!(e, Element::One(_))) {
+                    return Err(format!(
+                        "{statement}: no entries, or one that is not a single value"
+                    ));
                 }
                 check_members(*field, elements.keys())?;
                 elements
@@ -219,7 +238,9 @@ impl Table {
                     .try_for_each(|verdict| self.check_target(verdict))
             }
             Statement::Verdict(verdict) => self.check_target(verdict),
-            Statement::Limit(limit) if limit.rate == 0 => Err("a rate of 0".into()),
+            Statement::Limit(limit) if limit.rate == 0 || limit.burst == 0 => {
+                Err(format!("{limit}: a rate or burst of 0"))
+            }
             Statement::Log(log) if log.prefix.is_empty() || log.prefix.len() > LOG_PREFIX_MAX => {
                 Err(format!(
                     "a log prefix of {} bytes; 1 to {LOG_PREFIX_MAX} fit",

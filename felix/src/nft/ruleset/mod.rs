@@ -24,6 +24,7 @@
 //! ```
 
 mod check;
+pub(crate) mod implied;
 mod text;
 mod value;
 
@@ -33,7 +34,8 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 pub use check::{COMMENT_MAX, Invalid, LOG_PREFIX_MAX, Object, is_name};
-pub use value::{CtStates, Element, IfName, KeyType, Value, ValueError};
+pub(crate) use value::ranges;
+pub use value::{CtStates, Element, IfName, KeyType, Octets, Value, ValueError};
 
 /// A table of family `inet`: the one thing in nf_tables that is ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -581,7 +583,7 @@ pub enum Field {
     ThSport,
     /// `th dport`. Says nothing of the protocol: match [`Field::L4Proto`] first.
     ThDport,
-    /// `icmp type`; implies IPv4 and ICMP.
+    /// `icmp type`; implies IPv4 and ICMP, unless the rule has compared [`Field::L4Proto`] with it before.
     IcmpType,
     /// `icmp code`; implies IPv4 and ICMP.
     IcmpCode,

@@ -198,6 +198,9 @@ impl Display for Match {
             Match::OneOf { field, op, elements } => {
                 write!(f, "{field} {op}{{ {} }}", joined(elements, ", "))
             }
+            Match::CtState { op: Op::Ne, states } if states.bits().count_ones() > 1 => {
+                write!(f, "ct state != {{ {} }}", states.to_string().replace(',', ", "))
+            }
             Match::CtState { op, states } => write!(f, "ct state {op}{states}"),
             Match::Masked {
                 field,

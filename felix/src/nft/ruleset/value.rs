@@ -73,6 +73,78 @@ impl Value {
     }
 }
 
+impl Value {
+    /// The value as the kernel sees it: network order, marks and states in host order.
+    pub fn octets(&self) -> Octets {
+        match self {
+            Value::Ipv4(addr) => Octets::new(&addr.octets()),
+            Value::Ipv6(addr) => Octets::new(&addr.octets()),
+            Value::Proto(n) | Value::NfProto(n) | Value::Icmp(n) => Octets::new(&[*n]),
+            Value::Port(port) => Octets::new(&port.to_be_bytes()),
+            Value::IfName(name) => Octets::new(&name.octets()),
+            Value::Mark(mark) => Octets::new(&mark.to_ne_bytes()),
+            Value::CtState(states) => Octets::new(&states.bits().to_ne_bytes()),
+        }
+    }
+
+    /// The value as a number, for the types that have an order in the kernel.
+    pub(crate) fn ordinal(&self) -> Option<u128> {
+        match self {
+            Value::Ipv4(addr) => Some(addr.to_bits().into()),
+            Value::Ipv6(addr) => Some(addr.to_bits()),
+            Value::Proto(n) | Value::NfProto(n) | Value::Icmp(n) => Some((*n).into()),
+            Value::Port(port) => Some((*port).into()),
+            Value::IfName(_) | Value::Mark(_) | Value::CtState(_) => None,
+        }
+    }
+
+    /// The value of the same type with this number; nothing beyond the type's end.
+    pub(crate) fn with_ordinal(&self, n: u128) -> Option<Value> {
+        match self {
+            Value::Ipv4(_) => Some(Value::Ipv4(Ipv4Addr::from_bits(n.try_into().ok()?))),
+            Value::Ipv6(_) => Some(Value::Ipv6(Ipv6Addr::from_bits(n))),
+            Value::Proto(_) => Some(Value::Proto(n.try_into().ok()?)),
+            Value::NfProto(_) => Some(Value::NfProto(n.try_into().ok()?)),
+            Value::Icmp(_) => Some(Value::Icmp(n.try_into().ok()?)),
+            Value::Port(_) => Some(Value::Port(n.try_into().ok()?)),
+            Value::IfName(_) | Value::Mark(_) | Value::CtState(_) => None,
+        }
+    }
+
+    /// The next value of the same type.
+    pub(crate) fn next(&self) -> Option<Value> {
+        self.with_ordinal(self.ordinal()?.checked_add(1)?)
+    }
+}
+
+/// Up to 16 bytes, by value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Octets {
+    bytes: [u8; 16],
+    length: u8,
+}
+
+impl Octets {
+    fn new(from: &[u8]) -> Octets {
+        let mut bytes = [0; 16];
+        for (to, from) in bytes.iter_mut().zip(from) {
+            *to = *from;
+        }
+        Octets {
+            bytes,
+            length: from.len().min(16) as u8,
+        }
+    }
+}
+
+impl std::ops::Deref for Octets {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
+    }
+}
+
 impl From<IpAddr> for Value {
     fn from(addr: IpAddr) -> Value {
         match addr {
@@ -233,5 +305,55 @@ impl Element {
 impl From<IpNetwork> for Element {
     fn from(network: IpNetwork) -> Element {
         Element::network(network)
+    }
+}
+
+/// The same members as few ranges: ordered, disjoint, and not touching. What an interval set holds in the kernel.
+pub(crate) fn ranges<'a>(elements: impl IntoIterator<Item = &'a Element>) -> Vec<(Value, Value)> {
+    let mut all: Vec<(Value, Value)> = elements.into_iter().filter_map(Element::ends).collect();
+    all.sort_unstable();
+    let mut merged: Vec<(Value, Value)> = Vec::with_capacity(all.len());
+    for (first, last) in all {
+        match merged.last_mut() {
+            Some((_, end)) if first <= *end || end.next() == Some(first) => *end = (*end).max(last),
+            _ => merged.push((first, last)),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_become_one() {
+        let element = |n: &str| Element::network(n.parse().unwrap());
+        let set = [
+            element("10.0.0.0/8"),
+            element("11.0.0.0/9"),
+            element("12.0.0.0/8"),
+            element("255.255.255.255/32"),
+        ];
+        let text: Vec<String> = ranges(&set).iter().map(|(a, b)| format!("{a}-{b}")).collect();
+        assert_eq!(
+            text,
+            [
+                "10.0.0.0-11.127.255.255",
+                "12.0.0.0-12.255.255.255",
+                "255.255.255.255-255.255.255.255"
+            ]
+        );
+    }
+
+    #[test]
+    fn interface_names_are_what_the_kernel_and_nft_can_carry() {
+        for bad in ["", "a b", "a/b", "a\"b", "cali*", "sixteen-bytes-xx", "é", "a\nb"] {
+            assert!(bad.parse::<IfName>().is_err(), "{bad}");
+        }
+        assert_eq!(
+            "cali0123456789a".parse::<IfName>().unwrap().as_str(),
+            "cali0123456789a"
+        );
     }
 }

@@ -1,0 +1,280 @@
+//! The one thread that writes nf_tables.
+//!
+//! The thread owns the [`Engine`], and with its socket the table. Requests come by a channel and are answered by
+//! another. Between them the thread looks at the generation of the ruleset, if the table cannot be owned: a change
+//! by others is undone without being asked, and shown in [`Writer::status`].
+
+use std::io;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use super::apply::{Applied, ApplyError, Engine};
+use super::dump::RuleCounter;
+use super::ruleset::Table;
+
+/// How the writer looks after the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How often to look for changes by others, while the table is not owned.
+    pub poll: Duration,
+    /// Whether to ask the kernel for ownership of the table.
+    pub own: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            poll: Duration::from_millis(500),
+            own: true,
+        }
+    }
+}
+
+/// What the writer did on its own account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Whether the kernel keeps others from changing the table.
+    pub owned: bool,
+    /// How often changes by others were undone.
+    pub repairs: u64,
+    /// What was changed by others the last time, by name.
+    pub last_repair: Vec<String>,
+    /// Why the last look or repair failed; it is tried again.
+    pub error: Option<String>,
+}
+
+/// Handle of the writer thread. Dropping it ends the thread and leaves the table as it is.
+#[derive(Debug)]
+pub struct Writer {
+    requests: Option<mpsc::Sender<Request>>,
+    status: watch::Receiver<Status>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Request {
+    Apply(Box<Table>, oneshot::Sender<Result<Applied, ApplyError>>),
+    Audit(oneshot::Sender<Result<Vec<String>, ApplyError>>),
+    Counters(
+        Option<Vec<String>>,
+        oneshot::Sender<Result<Vec<RuleCounter>, ApplyError>>,
+    ),
+    Generation(oneshot::Sender<Result<u32, ApplyError>>),
+    Teardown(oneshot::Sender<Result<(), ApplyError>>),
+}
+
+impl Writer {
+    /// Starts the writer for the table of this name, in the network namespace of the calling thread. Nothing is
+    /// read or written before the first request.
+    ///
+    /// # Errors
+    /// The socket could not be opened, or the thread not started.
+    pub fn spawn(table: &str, options: Options) -> io::Result<Writer> {
+        let engine = if options.own {
+            Engine::open(table)?
+        } else {
+            Engine::open_shared(table)?
+        };
+        let (requests, inbox) = mpsc::channel();
+        let (publish, status) = watch::channel(Status::default());
+        let worker = Worker {
+            engine,
+            desired: None,
+            options,
+            publish,
+        };
+        let thread = std::thread::Builder::new()
+            .name("nft-writer".into())
+            .spawn(move || worker.run(&inbox))?;
+        Ok(Writer {
+            requests: Some(requests),
+            status,
+            thread: Some(thread),
+        })
+    }
+
+    /// Makes the kernel's table what `desired` says, in one transaction, and keeps it so until the next call.
+    ///
+    /// # Errors
+    /// See [`ApplyError`]. The kernel then has the table it had before, and that one is kept.
+    pub async fn apply(&self, desired: Table) -> Result<Applied, ApplyError> {
+        self.ask(|reply| Request::Apply(Box::new(desired), reply)).await
+    }
+
+    /// [`Writer::apply`] for threads that may wait. Not for use inside an async runtime.
+    ///
+    /// # Errors
+    /// As [`Writer::apply`].
+    pub fn apply_blocking(&self, desired: Table) -> Result<Applied, ApplyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Apply(Box::new(desired), reply))?;
+        answer.blocking_recv().map_err(|_| ApplyError::Closed)?
+    }
+
+    /// Compares the whole table with the one applied last, and undoes what differs. Returns what did, by name.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub async fn audit(&self) -> Result<Vec<String>, ApplyError> {
+        self.ask(Request::Audit).await
+    }
+
+    /// Packets and bytes of every rule with a counter, of the chains named or of all. Counts go on when a chain
+    /// is rewritten, and begin anew when the process does.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub async fn counters(&self, chains: Option<Vec<String>>) -> Result<Vec<RuleCounter>, ApplyError> {
+        self.ask(|reply| Request::Counters(chains, reply)).await
+    }
+
+    /// The generation of the whole ruleset: changes with every transaction of anybody.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub async fn generation(&self) -> Result<u32, ApplyError> {
+        self.ask(Request::Generation).await
+    }
+
+    /// Removes the table, and stops looking after it until the next apply.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub async fn teardown(&self) -> Result<(), ApplyError> {
+        self.ask(Request::Teardown).await
+    }
+
+    /// What the writer does on its own account; changes wake the receiver.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, ApplyError>>) -> Request,
+    ) -> Result<T, ApplyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(request(reply))?;
+        answer.await.map_err(|_| ApplyError::Closed)?
+    }
+
+    fn send(&self, request: Request) -> Result<(), ApplyError> {
+        let requests = self.requests.as_ref().ok_or(ApplyError::Closed)?;
+        requests.send(request).map_err(|_| ApplyError::Closed)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported by the panic hook already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    engine: Engine,
+    /// The table applied last, for repairs.
+    desired: Option<Table>,
+    options: Options,
+    publish: watch::Sender<Status>,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &mpsc::Receiver<Request>) {
+        loop {
+            let watching = self.desired.is_some() && !self.engine.owned();
+            let request = if watching {
+                inbox.recv_timeout(self.options.poll)
+            } else {
+                inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            match request {
+                Ok(request) => self.serve(request),
+                Err(RecvTimeoutError::Timeout) => {
+                    let found = self.engine.drift();
+                    // Nobody waits for this answer; errors are published.
+                    let _ = self.repair(found);
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Whoever asked may be gone; then the answer is not needed.
+    fn serve(&mut self, request: Request) {
+        match request {
+            Request::Apply(desired, reply) => {
+                let result = self.engine.apply(&desired);
+                if result.is_ok() {
+                    self.desired = Some(*desired);
+                }
+                self.publish_owned();
+                let _ = reply.send(result);
+            }
+            Request::Audit(reply) => {
+                let found = self.engine.audit();
+                let _ = reply.send(self.repair(found));
+            }
+            Request::Counters(chains, reply) => {
+                let _ = reply.send(self.engine.counters(chains.as_deref()));
+            }
+            Request::Generation(reply) => {
+                let _ = reply.send(self.engine.generation().map_err(ApplyError::from));
+            }
+            Request::Teardown(reply) => {
+                self.desired = None;
+                let _ = reply.send(self.engine.teardown());
+                self.publish_owned();
+            }
+        }
+    }
+
+    /// Undoes what others changed.
+    fn repair(&mut self, found: Result<Vec<String>, ApplyError>) -> Result<Vec<String>, ApplyError> {
+        let repaired = found.and_then(|changed| match &self.desired {
+            Some(desired) => {
+                let applied = self.engine.apply(desired)?;
+                Ok((changed, applied.messages > 0))
+            }
+            None => Ok((changed, false)),
+        });
+        let owned = self.engine.owned();
+        self.publish.send_if_modified(|status| {
+            let before = status.clone();
+            status.owned = owned;
+            match &repaired {
+                Ok((changed, true)) => {
+                    status.repairs += 1;
+                    status.last_repair.clone_from(changed);
+                    status.error = None;
+                }
+                Ok(_) => status.error = None,
+                Err(error) => status.error = Some(error.to_string()),
+            }
+            *status != before
+        });
+        match repaired {
+            Ok((changed, true)) => {
+                tracing::warn!(?changed, "others changed the nftables table; repaired");
+                Ok(changed)
+            }
+            Ok((changed, false)) => Ok(changed),
+            Err(error) => {
+                tracing::warn!(%error, "the nftables table could not be looked after");
+                Err(error)
+            }
+        }
+    }
+
+    fn publish_owned(&self) {
+        let owned = self.engine.owned();
+        self.publish
+            .send_if_modified(|status| std::mem::replace(&mut status.owned, owned) != owned);
+    }
+}
