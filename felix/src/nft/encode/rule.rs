@@ -13,7 +13,7 @@ use super::super::netlink::Buffer;
 use super::super::ruleset::implied::Known;
 use super::super::ruleset::{
     CtStates, Element, Field, Limit, Log, MarkSource, Match, Op, RateUnit, Reject, Rule, Statement, Value,
-    Verdict, ranges,
+    Verdict, merged, ranges,
 };
 use super::{
     ORDER_BIG, ORDER_HOST, SET_ANONYMOUS, SET_CONSTANT, SET_INTERVAL, SET_MAP, SetElement, interval_elements,
@@ -273,9 +273,9 @@ impl Encoder {
             Match::OneOf { field, op, elements } => {
                 self.load(*field, REG_1);
                 // nft makes a plain comparison of a set with one member.
-                match (elements.first(), elements.len()) {
-                    (Some(Element::One(value)), 1) => self.compare(cmp(*op), &value.octets()),
-                    (Some(Element::Range(first, last)), 1) => self.compare_range(*op, *first, *last),
+                match merged(elements).as_slice() {
+                    [Element::One(value)] => self.compare(cmp(*op), &value.octets()),
+                    [Element::Range(first, last)] => self.compare_range(*op, *first, *last),
                     _ => self.lookup(LookupIn::Anonymous(anonymous_set(*field, elements)), *op, false),
                 }
             }

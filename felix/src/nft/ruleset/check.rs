@@ -85,8 +85,8 @@ pub fn is_name(name: &str) -> bool {
 }
 
 impl Table {
-    /// Everything that is wrong, in order of the objects. Empty means the table can be sent; the kernel may still
-    /// refuse what only it can know (jump loops, jumps deeper than 16, statements in a hook they do not fit).
+    /// Everything that is wrong, in order of the objects. Empty means the table can be sent. Ways between chains
+    /// (circles, depth, statements in the wrong hook) are only looked at if nothing else is wrong.
     pub fn check(&self) -> Vec<Invalid> {
         let mut found = Vec::new();
         let mut wrong = |object: Object, message: String| found.push(Invalid { object, message });
@@ -135,7 +135,11 @@ impl Table {
                 );
             }
         }
-        found
+        if found.is_empty() {
+            super::graph::check(self)
+        } else {
+            found
+        }
     }
 
     fn check_map(&self, map: &Map) -> Result<(), String> {
@@ -560,6 +564,44 @@ mod tests {
         assert_eq!(messages(&table), ["chain c-a rule 0: no chain c-b to jump c-b"]);
         table.add_chain(Chain::new("c-b"));
         assert_eq!(messages(&table), [""; 0]);
+    }
+
+    #[test]
+    fn a_circle_and_a_statement_in_the_wrong_hook_are_blamed_on_the_rule() {
+        let jump = |to: &str| Rule::new().verdict(Verdict::Jump(to.into()));
+        let mut table = Table::new("felix");
+        table.add_chain(Chain::new("c-a").rule(Rule::new().counter()).rule(jump("c-b")));
+        table.add_chain(Chain::new("c-b").rule(jump("c-a")));
+        assert_eq!(
+            messages(&table),
+            ["chain c-b rule 0: jumps in a circle: c-a, c-b and c-a again"]
+        );
+        table.add_chain(Chain::new("c-b").rule(Rule::new().then(Statement::Masquerade)));
+        assert_eq!(messages(&table), [""; 0]);
+        table.add_chain(Chain::base("b-in", Base::filter(Hook::Input, 0)).rule(jump("c-a")));
+        let message = "chain c-b rule 0: masquerade: not possible in a chain of type filter in hook input";
+        assert_eq!(messages(&table), [message]);
+    }
+
+    #[test]
+    fn sixteen_chains_deep_is_the_most() {
+        let chain = |n: u32| {
+            let chain = Chain::new(format!("c-{n}"));
+            if n == 0 {
+                chain
+            } else {
+                chain.rule(Rule::new().verdict(Verdict::Jump(format!("c-{}", n - 1))))
+            }
+        };
+        let mut table = Table::new("felix");
+        for n in 0..16 {
+            table.add_chain(chain(n));
+        }
+        assert_eq!(messages(&table), [""; 0]);
+        for n in 16..300 {
+            table.add_chain(chain(n));
+        }
+        assert!(!messages(&table).is_empty());
     }
 
     #[test]

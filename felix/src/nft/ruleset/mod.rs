@@ -24,6 +24,7 @@
 //! ```
 
 mod check;
+mod graph;
 pub(crate) mod implied;
 mod text;
 mod value;
@@ -34,8 +35,8 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 pub use check::{COMMENT_MAX, Invalid, LOG_PREFIX_MAX, Object, is_name};
-pub(crate) use value::ranges;
 pub use value::{CtStates, Element, IfName, KeyType, Octets, Value, ValueError};
+pub(crate) use value::{merged, ranges};
 
 /// A table of family `inet`: the one thing in nf_tables that is ours.
 #[derive(Debug, Clone, PartialEq, Eq)]

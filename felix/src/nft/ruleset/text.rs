@@ -56,13 +56,21 @@ fn block(
 
 impl Display for Set {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        let elements: Vec<String> = self.elements.iter().map(ToString::to_string).collect();
+        let elements: Vec<String> = if self.interval {
+            super::merged(&self.elements)
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        } else {
+            self.elements.iter().map(ToString::to_string).collect()
+        };
+        let comment = self.comment.as_deref();
         block(
             f,
             ("set", &self.name, ""),
             &self.key,
             self.interval,
-            self.comment.as_deref(),
+            comment,
             &elements,
         )
     }
@@ -196,7 +204,7 @@ impl Display for Match {
             Match::IfNamePrefix { field, op, prefix } => write!(f, "{field} {op}\"{prefix}*\""),
             Match::InSet { fields, op, set } => write!(f, "{} {op}@{set}", joined(fields, " . ")),
             Match::OneOf { field, op, elements } => {
-                write!(f, "{field} {op}{{ {} }}", joined(elements, ", "))
+                write!(f, "{field} {op}{{ {} }}", joined(super::merged(elements), ", "))
             }
             Match::CtState { op: Op::Ne, states } if states.bits().count_ones() > 1 => {
                 write!(f, "ct state != {{ {} }}", states.to_string().replace(',', ", "))

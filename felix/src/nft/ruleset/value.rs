@@ -1,5 +1,6 @@
 //! Constants: the values that fields are compared with and that sets hold.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -320,6 +321,18 @@ pub(crate) fn ranges<'a>(elements: impl IntoIterator<Item = &'a Element>) -> Vec
         }
     }
     merged
+}
+
+/// Members of a set in the form the kernel gets: with a range among them, as few ranges; else as they are.
+pub(crate) fn merged(elements: &BTreeSet<Element>) -> Vec<Element> {
+    if elements.iter().any(|e| matches!(e, Element::Range(..))) {
+        ranges(elements)
+            .into_iter()
+            .map(|(first, last)| Element::range(first, last))
+            .collect()
+    } else {
+        elements.iter().cloned().collect()
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,280 @@
+//! nf_tables against a real kernel, with `nft` as the independent reader.
+//!
+//! Every test runs on a thread of its own in a network namespace of its own, so none can see another one's rules or
+//! the host's. Without root the whole program runs again inside a user namespace; as root one test does that
+//! too, so both kinds of privilege are covered. What this machine cannot do is ignored, with the reason.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by its panic; clippy knows only the built-in harness"
+)]
+
+mod forms;
+mod kernel;
+mod random;
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sched::{CloneFlags, unshare};
+
+/// Says that the program runs inside a user namespace it made itself.
+const INSIDE: &str = "FELIX_TEST_INSIDE";
+
+type Test = fn();
+
+fn main() {
+    if std::env::var_os("FELIX_TEST_CHILD").is_some() {
+        kernel::child();
+    }
+    let arguments = Arguments::from_args();
+    let inside = std::env::var_os(INSIDE).is_some();
+    if !nix::unistd::geteuid().is_root() && !inside && user_namespaces().is_ok() {
+        std::process::exit(run_inside(&std::env::args().skip(1).collect::<Vec<_>>()));
+    }
+    let why_not = why_not();
+    let mut trials: Vec<Trial> = forms::TESTS
+        .iter()
+        .chain(kernel::TESTS)
+        .chain(random::TESTS)
+        .map(|(name, test)| trial(name, *test, why_not.as_deref()))
+        .collect();
+    let why_not = why_not.or_else(kernel::no_ownership);
+    trials.extend(
+        kernel::OWNER_TESTS
+            .iter()
+            .map(|(name, test)| trial(name, *test, why_not.as_deref())),
+    );
+    if !inside {
+        let missing = user_namespaces().err();
+        let all = || match run_inside(&["--quiet".to_owned()]) {
+            0 => Ok(()),
+            code => Err(Failed::from(format!(
+                "inside a user namespace the tests ended with {code}"
+            ))),
+        };
+        trials.push(ignored(
+            Trial::test("everything_again_in_a_user_namespace", all),
+            missing.as_deref(),
+        ));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn trial(name: &str, test: Test, why_not: Option<&str>) -> Trial {
+    let run = move || in_namespace(test).map_err(Failed::from);
+    ignored(Trial::test(name, run), why_not)
+}
+
+fn ignored(trial: Trial, why_not: Option<&str>) -> Trial {
+    match why_not {
+        Some(reason) => trial
+            .with_kind(format!("ignored: {reason}"))
+            .with_ignored_flag(true),
+        None => trial,
+    }
+}
+
+/// Why the tests cannot run here.
+fn why_not() -> Option<String> {
+    if !Command::new("nft")
+        .arg("--version")
+        .output()
+        .is_ok_and(|out| out.status.success())
+    {
+        return Some("no nft program".into());
+    }
+    in_namespace(|| {
+        felix::nft::Engine::open("felix")
+            .and_then(|mut e| e.generation())
+            .expect("nf_tables");
+    })
+    .err()
+}
+
+fn user_namespaces() -> Result<(), String> {
+    let tried = Command::new("unshare")
+        .args(["-Urn", "true"])
+        .output()
+        .map_err(|e| e.to_string())?;
+    if tried.status.success() {
+        Ok(())
+    } else {
+        Err("no user namespaces".into())
+    }
+}
+
+fn run_inside(arguments: &[String]) -> i32 {
+    let myself = std::env::current_exe().expect("own path");
+    let status = Command::new("unshare")
+        .args(["-Urn", "--"])
+        .arg(myself)
+        .args(arguments)
+        .env(INSIDE, "1")
+        .status();
+    status.ok().and_then(|s| s.code()).unwrap_or(1)
+}
+
+/// Runs a test on a thread in a fresh network namespace; its panic is the error.
+fn in_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| format!("no network namespace: {e}"))?;
+        Ok(test())
+    });
+    match thread.join() {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            Err(text
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("panicked")
+                .to_owned())
+        }
+    }
+}
+
+/// Runs `nft` in this thread's namespace and returns what it prints.
+fn nft(arguments: &[&str]) -> String {
+    nft_input(arguments, "")
+}
+
+fn nft_input(arguments: &[&str], input: &str) -> String {
+    try_nft(arguments, input).unwrap_or_else(|error| panic!("nft {arguments:?}: {error}\n{input}"))
+}
+
+fn try_nft(arguments: &[&str], input: &str) -> Result<String, String> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("nft starts");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(input.as_bytes())
+        .expect("nft reads");
+    let output = child.wait_with_output().expect("nft ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
+
+/// The expressions of every rule as the kernel has them, chain by chain and set by set, without handles, counts
+/// and comments.
+fn expressions() -> String {
+    let dump = nft(&["--debug=netlink", "list", "ruleset"]);
+    let mut blocks: Vec<(String, Vec<String>)> = Vec::new();
+    // After the dump nft prints the same as text.
+    for line in dump
+        .lines()
+        .take_while(|l| !l.starts_with("table "))
+        .filter(|l| !l.trim().is_empty())
+    {
+        if let Some(head) = line.strip_prefix("inet ") {
+            // "inet felix chain handle position"
+            let words: Vec<&str> = head.split(' ').take(2).collect();
+            blocks.push((words.join(" "), Vec::new()));
+        } else if !line.starts_with(' ') && !line.starts_with('\t') && !line.is_empty() {
+            blocks.push((line.to_owned(), Vec::new()));
+        } else if let Some((_, block)) = blocks.last_mut()
+            && !line.trim_start().starts_with("userdata")
+        {
+            block.push(line.split("counter pkts").next().unwrap_or(line).to_owned());
+        }
+    }
+    // Rules keep their order in the chain; members of hash sets come in none.
+    blocks.sort_by(|a, b| a.0.cmp(&b.0));
+    for (_, block) in &mut blocks {
+        if block.iter().any(|line| line.contains("element")) {
+            block.sort();
+        }
+    }
+    blocks
+        .iter()
+        .map(|(head, block)| format!("{head}\n{}\n", block.join("\n")))
+        .collect()
+}
+
+/// The ruleset as JSON, without what differs between two equal ones: handles, order of objects and members,
+/// fingerprints in comments.
+fn listing() -> String {
+    let text = nft(&["-j", "list", "ruleset"]);
+    let json: serde_json::Value = serde_json::from_str(&text).expect("nft prints JSON");
+    let mut all: Vec<String> = Vec::new();
+    let mut rules: std::collections::BTreeMap<String, Vec<String>> = std::collections::BTreeMap::new();
+    for object in json["nftables"].as_array().expect("a list") {
+        let Some((kind, body)) = object.as_object().and_then(|o| o.iter().next()) else {
+            continue;
+        };
+        let mut body = body.clone();
+        let Some(fields) = body.as_object_mut() else {
+            continue;
+        };
+        fields.remove("handle");
+        if let Some(members) = fields.get_mut("elem").and_then(|e| e.as_array_mut()) {
+            members.sort_by_key(ToString::to_string);
+        }
+        if kind == "rule" {
+            if let Some(comment) = fields.get("comment").and_then(|c| c.as_str()) {
+                let (text, hash) = comment.rsplit_once('/').unwrap_or(("", comment));
+                let hashed = hash.len() == 16 && u64::from_str_radix(hash, 16).is_ok();
+                let text = if hashed {
+                    text.to_owned()
+                } else {
+                    comment.to_owned()
+                };
+                fields.remove("comment");
+                if !text.is_empty() {
+                    fields.insert("comment".into(), text.into());
+                }
+            }
+            for statement in fields
+                .get_mut("expr")
+                .and_then(|e| e.as_array_mut())
+                .into_iter()
+                .flatten()
+            {
+                if statement.get("counter").is_some() {
+                    *statement = "counter".into();
+                }
+                sort_sets(statement);
+            }
+            rules
+                .entry(fields["chain"].to_string())
+                .or_default()
+                .push(body.to_string());
+        } else if kind != "metainfo" {
+            all.push(format!("{kind} {body}"));
+        }
+    }
+    all.sort();
+    for (chain, rules) in rules {
+        all.extend(rules.into_iter().map(|rule| format!("rule {chain} {rule}")));
+    }
+    all.join("\n")
+}
+
+/// Members of anonymous sets come in the kernel's order.
+fn sort_sets(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Array(all) => all.iter_mut().for_each(sort_sets),
+        serde_json::Value::Object(fields) => {
+            for (key, inner) in fields.iter_mut() {
+                sort_sets(inner);
+                if key == "set" && inner.is_array() {
+                    inner
+                        .as_array_mut()
+                        .expect("checked")
+                        .sort_by_key(ToString::to_string);
+                }
+            }
+        }
+        _ => {}
+    }
+}
