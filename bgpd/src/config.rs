@@ -12,38 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use crate::filter::Filter;
-
-/// An address family this speaker routes: unicast only, by design.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Family {
-    /// AFI 1, SAFI 1.
-    Ipv4Unicast,
-    /// AFI 2, SAFI 1.
-    Ipv6Unicast,
-}
-
-impl Family {
-    /// Both families, IPv4 first.
-    pub const ALL: [Self; 2] = [Self::Ipv4Unicast, Self::Ipv6Unicast];
-
-    /// The family of an address.
-    pub fn of(address: &IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::Ipv4Unicast,
-            IpAddr::V6(_) => Self::Ipv6Unicast,
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ipv4Unicast => "ipv4-unicast",
-            Self::Ipv6Unicast => "ipv6-unicast",
-        })
-    }
-}
+pub use crate::wire::Family;
 
 /// Everything one speaker is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -12,7 +12,10 @@
 
 pub mod config;
 pub mod filter;
+pub mod fsm;
 pub mod net;
+pub mod rib;
+pub mod speaker;
 pub mod view;
 pub mod wire;
 

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -43,18 +42,24 @@ impl Filter {
         self.rules.iter().any(|rule| rule.prefix.is_some())
     }
 
+    /// What an accepting verdict does to the attributes.
+    pub fn operations(&self, rule: Option<usize>) -> &[Operation] {
+        rule.and_then(|index| self.rules.get(index))
+            .map_or(&[], |rule| &rule.operations)
+    }
+
     /// The verdict on one route.
-    pub fn verdict(&self, route: &RouteView<'_>) -> Verdict<'_> {
+    pub fn verdict(&self, route: &RouteView<'_>) -> Verdict {
         for (index, rule) in self.rules.iter().enumerate() {
             if rule.matches(route) {
                 return match rule.action {
-                    Action::Accept => Verdict::Accept(&rule.operations),
+                    Action::Accept => Verdict::Accept { rule: Some(index) },
                     Action::Reject => Verdict::Reject { rule: Some(index) },
                 };
             }
         }
         match self.default {
-            Action::Accept => Verdict::Accept(&[]),
+            Action::Accept => Verdict::Accept { rule: None },
             Action::Reject => Verdict::Reject { rule: None },
         }
     }
@@ -72,9 +77,12 @@ pub enum Action {
 
 /// What a filter said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict<'a> {
-    /// Pass, after these operations in order.
-    Accept(&'a [Operation]),
+pub enum Verdict {
+    /// Pass, after the operations of that rule in order.
+    Accept {
+        /// The rule, or none for the default.
+        rule: Option<usize>,
+    },
     /// Refused by the rule of that index (from 0), or by the default.
     Reject {
         /// The rule, or none for the default.
@@ -237,7 +245,7 @@ impl PrefixMatch {
             return false;
         }
         let equal = || network.prefix() == length && network.network() == prefix.network();
-        let within = || network.prefix() <= length && contains(network, prefix.network());
+        let within = || network.prefix() <= length && network.contains(prefix.network());
         match self.operator {
             PrefixOperator::Equal => equal(),
             PrefixOperator::NotEqual => !equal(),
@@ -245,10 +253,6 @@ impl PrefixMatch {
             PrefixOperator::NotIn => !within(),
         }
     }
-}
-
-fn contains(network: &IpNetwork, address: IpAddr) -> bool {
-    network.contains(address)
 }
 
 /// What an accepting rule does to the attributes.

@@ -38,7 +38,6 @@ fn join(errors: &[ConfigError]) -> String {
 
 /// What the owner task is asked to do.
 #[derive(Debug)]
-#[allow(dead_code)]
 pub(crate) enum Command {
     Reconfigure(Box<SpeakerConfig>, oneshot::Sender<Result<(), HandleError>>),
     SetOriginated(BTreeMap<IpNetwork, OriginAttributes>),
@@ -59,7 +58,6 @@ pub struct Handle {
 }
 
 impl Handle {
-    #[allow(dead_code)]
     pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
         Self { commands }
     }

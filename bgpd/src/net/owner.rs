@@ -1,0 +1,470 @@
+//! The owner of the [`Speaker`]: one loop, one batch per turn.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tracing::{debug, info, warn};
+
+use super::handle::{Command, Handle, HandleError};
+use super::session::{Driver, FromSession, Report, ToSession};
+use super::sockopt;
+use crate::config::{PeerConfig, SpeakerConfig, Ttl};
+use crate::fsm::{self, ConnId, Identity, Session, SessionEvent};
+use crate::rib::table::PeerIndex;
+use crate::speaker::{Order, Speaker};
+use crate::view::{Event, State};
+use crate::wire::{Notification, cease, code};
+
+/// Bytes in one batch to a session.
+const BATCH: usize = 256 * 1024;
+/// Reports taken in one turn.
+const TURN: usize = 256;
+/// A session whose task panicked rests this long.
+const AFTER_PANIC: Duration = Duration::from_secs(10);
+/// How long a shutdown waits for sessions to close.
+const SHUTDOWN: Duration = Duration::from_secs(4);
+
+struct Running {
+    life: u64,
+    inbox: mpsc::UnboundedSender<ToSession>,
+    /// The connection that the next batch may be sent on.
+    ready: Option<ConnId>,
+}
+
+struct Listener {
+    asked: SocketAddr,
+    socket: Arc<TcpListener>,
+    task: AbortHandle,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Owner {
+    speaker: Speaker,
+    runtime: tokio::runtime::Handle,
+    sessions: HashMap<PeerIndex, Running>,
+    configs: HashMap<PeerIndex, (PeerConfig, Identity)>,
+    finishing: Vec<tokio::task::JoinHandle<()>>,
+    listeners: Vec<Listener>,
+    reports: mpsc::Sender<FromSession>,
+    accepted: mpsc::Sender<(TcpStream, SocketAddr)>,
+    lives: u64,
+    random: RandomState,
+}
+
+pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Event>), HandleError> {
+    let problems = config.problems();
+    if !problems.is_empty() {
+        return Err(HandleError::Config(problems));
+    }
+    let runtime = tokio::runtime::Handle::try_current().map_err(|_| HandleError::Stopped)?;
+    let (commands, command_inbox) = mpsc::channel(16);
+    let (events, event_inbox) = mpsc::channel(16);
+    let (reports, report_inbox) = mpsc::channel(TURN);
+    let (accepted, accepted_inbox) = mpsc::channel(64);
+    let random = RandomState::new();
+    let mut owner = Owner {
+        speaker: Speaker::new(config.clone(), Instant::now(), random.hash_one(0)),
+        runtime,
+        sessions: HashMap::new(),
+        configs: HashMap::new(),
+        finishing: Vec::new(),
+        listeners: Vec::new(),
+        reports,
+        accepted,
+        lives: 0,
+        random,
+    };
+    owner.listen(&config)?;
+    let inboxes = Inboxes {
+        commands: command_inbox,
+        reports: report_inbox,
+        accepted: accepted_inbox,
+        events,
+    };
+    std::thread::Builder::new()
+        .name("bgp-rib".into())
+        .spawn(move || {
+            // Only timers: sockets belong to the sessions' runtime.
+            match tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+            {
+                Ok(own) => own.block_on(owner.run(inboxes)),
+                Err(error) => warn!(%error, "cannot start the BGP thread"),
+            }
+        })
+        .map_err(|_| HandleError::Stopped)?;
+    Ok((Handle::new(commands), event_inbox))
+}
+
+struct Inboxes {
+    commands: mpsc::Receiver<Command>,
+    reports: mpsc::Receiver<FromSession>,
+    accepted: mpsc::Receiver<(TcpStream, SocketAddr)>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Owner {
+    async fn run(mut self, mut inboxes: Inboxes) {
+        let mut batch = Vec::with_capacity(TURN);
+        loop {
+            self.speaker.flush();
+            self.carry_out();
+            self.send_output();
+            let timeout = self.speaker.poll_timeout();
+            let timer = async {
+                match timeout {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let wants_events = !inboxes.events.is_closed();
+            if !wants_events {
+                self.speaker.report_routes(false);
+            }
+            let has_event = self.speaker.has_event() && wants_events;
+            tokio::select! {
+                command = inboxes.commands.recv() => match command {
+                    Some(Command::Shutdown { graceful, done }) => {
+                        self.shutdown(graceful).await;
+                        // Whoever asked may have gone.
+                        let _ = done.send(());
+                        return;
+                    }
+                    Some(command) => self.command(command),
+                    None => return self.shutdown(true).await,
+                },
+                _ = inboxes.reports.recv_many(&mut batch, TURN) => {
+                    for report in batch.drain(..) {
+                        self.report(report);
+                    }
+                }
+                Some((stream, from)) = inboxes.accepted.recv() => self.accept(stream, from),
+                () = timer => self.speaker.handle_timeout(Instant::now()),
+                room = inboxes.events.reserve(), if has_event => {
+                    if let Ok(room) = room && let Some(event) = self.speaker.poll_event() {
+                        log(&event);
+                        room.send(event);
+                    }
+                }
+            }
+            if !wants_events {
+                while let Some(event) = self.speaker.poll_event() {
+                    log(&event);
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let now = Instant::now();
+        // A dropped answer channel is somebody who gave up waiting.
+        match command {
+            Command::Reconfigure(config, answer) => drop(answer.send(self.reconfigure(*config, now))),
+            Command::SetOriginated(prefixes) => self.speaker.set_originated(prefixes, now),
+            Command::Summary(answer) => drop(answer.send(self.speaker.summary(now))),
+            Command::Neighbors(answer) => drop(answer.send(self.speaker.neighbors(now))),
+            Command::Routes(query, answer) => drop(answer.send(self.speaker.routes(&query))),
+            Command::Listening(answer) => {
+                let addresses = self.listeners.iter().filter_map(|l| l.socket.local_addr().ok());
+                drop(answer.send(addresses.collect()));
+            }
+            // Taken by the loop.
+            Command::Shutdown { .. } => {}
+        }
+    }
+
+    fn reconfigure(&mut self, config: SpeakerConfig, now: Instant) -> Result<(), HandleError> {
+        let problems = config.problems();
+        if !problems.is_empty() {
+            return Err(HandleError::Config(problems));
+        }
+        // Keys of peers that go or change must not outlive them; those that stay are set again by `listen`.
+        for peer in self
+            .speaker
+            .config()
+            .peers
+            .iter()
+            .filter(|peer| peer.password.is_some())
+        {
+            let same = |new: &&PeerConfig| new.address == peer.address && new.password == peer.password;
+            if config.peers.iter().find(same).is_none() {
+                for listener in &self.listeners {
+                    if listener.asked.is_ipv4() == peer.address.is_ipv4()
+                        && let Err(error) = sockopt::set_md5(&*listener.socket, peer.address, None)
+                    {
+                        debug!(peer = %peer.name, %error, "cannot remove a TCP-MD5 key");
+                    }
+                }
+            }
+        }
+        self.speaker.reconfigure(config.clone(), now);
+        self.listen(&config)
+    }
+
+    /// Opens and closes listeners until they are the ones configured; sets what they need to know of peers.
+    fn listen(&mut self, config: &SpeakerConfig) -> Result<(), HandleError> {
+        self.listeners
+            .retain(|listener| config.listen.contains(&listener.asked));
+        let mut first_error = None;
+        for address in &config.listen {
+            if self.listeners.iter().any(|listener| listener.asked == *address) {
+                continue;
+            }
+            // The listener's socket registers with the sessions' runtime.
+            let entered = self.runtime.enter();
+            let opened = sockopt::listening(*address);
+            drop(entered);
+            match opened {
+                Ok(socket) => {
+                    let socket = Arc::new(socket);
+                    let accepting = accept_loop(Arc::clone(&socket), self.accepted.clone());
+                    let task = self.runtime.spawn(accepting).abort_handle();
+                    self.listeners.push(Listener {
+                        asked: *address,
+                        socket,
+                        task,
+                    });
+                }
+                Err(source) => {
+                    first_error.get_or_insert(HandleError::Listen {
+                        address: *address,
+                        source,
+                    });
+                }
+            }
+        }
+        for listener in &self.listeners {
+            let v4 = listener.asked.is_ipv4();
+            let of_family = || config.peers.iter().filter(|peer| peer.address.is_ipv4() == v4);
+            let fault = |source| HandleError::Listen {
+                address: listener.asked,
+                source,
+            };
+            // A peer with GTSM drops our SYN-ACK unless that, too, is sent with 255.
+            if of_family().any(|peer| matches!(peer.ttl, Ttl::Security { .. }))
+                && let Err(error) = sockopt::set_ttl(&*listener.socket, !v4, 255)
+            {
+                first_error.get_or_insert(fault(error));
+            }
+            for peer in of_family() {
+                if let Some(key) = &peer.password
+                    && let Err(error) = sockopt::set_md5(&*listener.socket, peer.address, Some(key))
+                {
+                    first_error.get_or_insert(fault(error));
+                }
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(order) = self.speaker.poll_order() {
+            match order {
+                Order::Spawn {
+                    peer,
+                    config,
+                    identity,
+                } => {
+                    self.configs.insert(peer, (*config, identity));
+                    self.start(peer);
+                    self.send(peer, ToSession::Command(fsm::Command::Start));
+                }
+                Order::Command { peer, command } => {
+                    if let fsm::Command::Reconfigure(config, identity) = &command {
+                        self.configs.insert(peer, ((**config).clone(), identity.clone()));
+                    }
+                    self.send(peer, ToSession::Command(command));
+                }
+                Order::Remove { peer } => {
+                    self.send(peer, ToSession::Finish);
+                    self.sessions.remove(&peer);
+                    self.configs.remove(&peer);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, peer: PeerIndex, message: ToSession) {
+        if let Some(running) = self.sessions.get(&peer) {
+            // A task that is gone has reported, or is about to.
+            let _ = running.inbox.send(message);
+        }
+    }
+
+    fn start(&mut self, peer: PeerIndex) {
+        let Some((config, identity)) = self.configs.get(&peer).cloned() else {
+            return;
+        };
+        self.lives += 1;
+        let life = self.lives;
+        let session = Session::new(config, identity, self.random.hash_one(life));
+        self.speaker.attach_counters(peer, session.counters());
+        let (inbox, receiver) = mpsc::unbounded_channel();
+        let driver = Driver::new(peer, life, session, receiver, self.reports.clone());
+        let reports = self.reports.clone();
+        let task = self.runtime.spawn(driver.run());
+        let watch = self.runtime.spawn(async move {
+            if task.await.is_err_and(|error| error.is_panic()) {
+                // The owner may have stopped meanwhile.
+                let _ = reports
+                    .send(FromSession {
+                        peer,
+                        life,
+                        report: Report::Died,
+                    })
+                    .await;
+            }
+        });
+        self.finishing.retain(|task| !task.is_finished());
+        self.finishing.push(watch);
+        self.sessions.insert(
+            peer,
+            Running {
+                life,
+                inbox,
+                ready: None,
+            },
+        );
+    }
+
+    fn report(&mut self, FromSession { peer, life, report }: FromSession) {
+        let now = Instant::now();
+        let Some(running) = self
+            .sessions
+            .get_mut(&peer)
+            .filter(|running| running.life == life)
+        else {
+            return;
+        };
+        match report {
+            Report::Events { events, ready } => {
+                for event in events {
+                    match &event {
+                        SessionEvent::Established(conn, _) => running.ready = Some(*conn),
+                        SessionEvent::Down { .. } => running.ready = None,
+                        _ => {}
+                    }
+                    self.speaker.handle_session(peer, event, now);
+                }
+                if ready.is_some() {
+                    running.ready = ready;
+                }
+            }
+            Report::Died => {
+                warn!(peer, "a BGP session task panicked and is started again");
+                let reason = "internal error".to_owned();
+                self.speaker.handle_session(
+                    peer,
+                    SessionEvent::Down {
+                        reason: reason.clone(),
+                        retain: false,
+                    },
+                    now,
+                );
+                let state = SessionEvent::State {
+                    state: State::Idle,
+                    reason: Some(reason),
+                };
+                self.speaker.handle_session(peer, state, now);
+                self.start(peer);
+                if let Some(running) = self.sessions.get(&peer) {
+                    let inbox = running.inbox.clone();
+                    self.runtime.spawn(async move {
+                        tokio::time::sleep(AFTER_PANIC).await;
+                        // The session may be gone by then.
+                        let _ = inbox.send(ToSession::Command(fsm::Command::Start));
+                    });
+                }
+            }
+        }
+    }
+
+    fn send_output(&mut self) {
+        for (peer, running) in &mut self.sessions {
+            let Some(conn) = running.ready else { continue };
+            let Some(output) = self.speaker.poll_output(*peer, BATCH) else {
+                continue;
+            };
+            if output.conn == conn && running.inbox.send(ToSession::Output(output)).is_ok() {
+                running.ready = None;
+            }
+        }
+    }
+
+    fn accept(&mut self, stream: TcpStream, from: SocketAddr) {
+        match self.speaker.peer_at(from.ip().to_canonical()) {
+            Some(peer) => self.send(peer, ToSession::Accepted(stream)),
+            None => debug!(address = %from, "connection from an address that is no peer"),
+        }
+    }
+
+    async fn shutdown(&mut self, graceful: bool) {
+        self.listeners.clear();
+        let notification =
+            (!graceful).then(|| Notification::new(code::CEASE, cease::ADMINISTRATIVE_SHUTDOWN));
+        for running in self.sessions.values() {
+            // A task that is gone needs no telling.
+            let _ = running
+                .inbox
+                .send(ToSession::Command(fsm::Command::Stop(notification.clone())));
+            let _ = running.inbox.send(ToSession::Finish);
+        }
+        self.sessions.clear();
+        let all = async {
+            for task in self.finishing.drain(..) {
+                // It ends either way.
+                let _ = task.await;
+            }
+        };
+        drop(tokio::time::timeout(SHUTDOWN, all).await);
+    }
+}
+
+async fn accept_loop(socket: Arc<TcpListener>, accepted: mpsc::Sender<(TcpStream, SocketAddr)>) {
+    loop {
+        match socket.accept().await {
+            Ok(connection) => {
+                if accepted.send(connection).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                // Out of descriptors, mostly. Waiting is all that helps.
+                warn!(%error, "cannot accept a BGP connection");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::PeerState {
+            peer,
+            address,
+            state,
+            reason,
+        } => {
+            let reason = reason.as_deref().unwrap_or_default();
+            if *state == State::Established || !reason.is_empty() {
+                info!(%peer, %address, to = %state, reason, "bgp session");
+            } else {
+                debug!(%peer, %address, to = %state, "bgp session");
+            }
+        }
+        Event::InitialSync => info!("bgp in sync"),
+        Event::Routes(changes) => debug!(changes = changes.len(), "bgp routes changed"),
+    }
+}

@@ -1,0 +1,475 @@
+//! Update groups: encode once, send to all.
+//!
+//! ```text
+//!  changes ──► buckets by (attributes, source) ──► finished UPDATEs ──► log:  e7 e8 e9 e10 e11
+//!                                                                             ▲        ▲     ▲
+//!                                                            cursors:      peer C   peer A  peer B (has all)
+//! ```
+//!
+//! The log of a group is shared and immutable; a member has a cursor into it. What has been read by all is dropped. An entry
+//! has one source, so that the source's own cursor steps over it (split horizon); only when the best path moves from one member
+//! to another does that other one get an entry of its own.
+//!
+//! A member that joins gets a walk over the table, built once for all that join in the same window, and its cursor set to the
+//! log's end as it was when the walk was made. It does not matter that log entries may repeat what the walk says: the
+//! log ends with the last word on every prefix that changed since.
+//!
+//! A member that falls too far behind gives up its place in the log for the bare set of prefixes it missed; when it reads
+//! again it is told how those stand by then. So a peer that does not read costs a bounded amount of memory.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Weak};
+
+use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
+
+use super::attributes::AttrId;
+use super::export::GroupKey;
+use super::table::PeerIndex;
+use crate::wire::{
+    DecodeContext, FamilyContext, HEADER_LENGTH, Message, Nlri, PathAttributes, Prefix, UpdateBuilder, frame,
+};
+
+/// Who gets an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Audience {
+    /// Everybody but the source.
+    Except(PeerIndex),
+    /// One member.
+    Only(PeerIndex),
+}
+
+impl Audience {
+    fn includes(self, peer: PeerIndex) -> bool {
+        match self {
+            Self::Except(source) => source != peer,
+            Self::Only(member) => member == peer,
+        }
+    }
+}
+
+/// Finished messages that belong together.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) bytes: Bytes,
+    pub(crate) messages: u32,
+    audience: Audience,
+    /// Bytes appended to the log before this entry.
+    offset: u64,
+}
+
+/// Prefixes gathered for one set of attributes from one source, in the order of first use.
+#[derive(Debug, Default)]
+struct Buckets {
+    /// By set, rule and source: the place in `announce`, or that nothing can be sent.
+    index: HashMap<(AttrId, Option<usize>, PeerIndex), Option<usize>>,
+    announce: Vec<(Arc<PathAttributes>, PeerIndex, Vec<Nlri>)>,
+    withdraw: HashMap<Audience, usize>,
+    withdrawn: Vec<(Audience, Vec<Nlri>)>,
+}
+
+/// Where one peer stands in its group.
+#[derive(Debug, Default)]
+pub(crate) struct Member {
+    /// Only for this peer: before everything else.
+    private: VecDeque<Entry>,
+    /// The walk of a joining, and how much of it is sent.
+    snapshot: Option<(Arc<Vec<Entry>>, usize)>,
+    /// End-of-RIB, to be sent when the walk is.
+    end_of_rib: Option<Bytes>,
+    /// Sequence number of the next log entry.
+    cursor: u64,
+    /// Prefixes to be told anew.
+    missed: BTreeSet<Prefix>,
+}
+
+/// Peers that get the same bytes.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) key: GroupKey,
+    builder: UpdateBuilder,
+    pub(crate) members: HashMap<PeerIndex, Member>,
+    log: VecDeque<Entry>,
+    /// Sequence number of the log's first entry.
+    first: u64,
+    /// Bytes ever appended.
+    appended: u64,
+    buckets: Buckets,
+    snapshot: Weak<Vec<Entry>>,
+    /// The log's end when the snapshot was made.
+    snapshot_at: u64,
+    /// Prefixes that the group has, and how many of them by source.
+    pub(crate) advertised: usize,
+    pub(crate) by_source: HashMap<PeerIndex, usize>,
+}
+
+/// Prefixes in a bucket before it is turned into messages during a walk: bounds the memory of a walk.
+const WALK_BUCKET: usize = 16 * 1024;
+
+impl Group {
+    pub(crate) fn new(key: GroupKey) -> Self {
+        Self {
+            builder: UpdateBuilder::new(key.encode),
+            key,
+            members: HashMap::new(),
+            log: VecDeque::new(),
+            first: 0,
+            appended: 0,
+            buckets: Buckets::default(),
+            snapshot: Weak::new(),
+            snapshot_at: 0,
+            advertised: 0,
+            by_source: HashMap::new(),
+        }
+    }
+
+    /// Sequence number of the next log entry.
+    pub(crate) fn end(&self) -> u64 {
+        self.first + self.log.len() as u64
+    }
+
+    /// Counts a prefix in (`+1`) or out (`-1`).
+    pub(crate) fn count(&mut self, source: PeerIndex, more: bool) {
+        let of_source = self.by_source.entry(source).or_default();
+        if more {
+            self.advertised += 1;
+            *of_source += 1;
+        } else {
+            self.advertised = self.advertised.saturating_sub(1);
+            *of_source = of_source.saturating_sub(1);
+        }
+    }
+
+    /// What a member has.
+    pub(crate) fn advertised_to(&self, peer: PeerIndex) -> usize {
+        self.advertised
+            - self
+                .by_source
+                .get(&peer)
+                .copied()
+                .unwrap_or(0)
+                .min(self.advertised)
+    }
+
+    /// The bucket for a set of attributes that a rule let pass; none when it cannot be sent. `attributes` makes the outgoing
+    /// set, and is asked once a batch for each (set, rule, source).
+    pub(crate) fn bucket(
+        &mut self,
+        (attr, rule, source): (AttrId, Option<usize>, PeerIndex),
+        attributes: impl FnOnce(&GroupKey) -> Option<Arc<PathAttributes>>,
+    ) -> Option<usize> {
+        if let Some(place) = self.buckets.index.get(&(attr, rule, source)) {
+            return *place;
+        }
+        let place = attributes(&self.key).map(|attributes| {
+            self.buckets.announce.push((attributes, source, Vec::new()));
+            self.buckets.announce.len() - 1
+        });
+        self.buckets.index.insert((attr, rule, source), place);
+        place
+    }
+
+    /// Adds a prefix to a bucket of this batch.
+    pub(crate) fn announce(&mut self, prefix: Prefix, bucket: usize) {
+        if let Some((_, _, prefixes)) = self.buckets.announce.get_mut(bucket) {
+            prefixes.push(prefix.into());
+        }
+    }
+
+    /// The outgoing attributes of a bucket.
+    pub(crate) fn outgoing(&self, bucket: usize) -> Option<&Arc<PathAttributes>> {
+        self.buckets
+            .announce
+            .get(bucket)
+            .map(|(attributes, _, _)| attributes)
+    }
+
+    pub(crate) fn withdraw(&mut self, prefix: Prefix, audience: Audience) {
+        if let Audience::Only(peer) = audience
+            && !self.members.contains_key(&peer)
+        {
+            return;
+        }
+        let place = *self.buckets.withdraw.entry(audience).or_insert_with(|| {
+            self.buckets.withdrawn.push((audience, Vec::new()));
+            self.buckets.withdrawn.len() - 1
+        });
+        if let Some((_, prefixes)) = self.buckets.withdrawn.get_mut(place) {
+            prefixes.push(prefix.into());
+        }
+    }
+
+    /// What was gathered, as messages that are not in the log: for a walk, or for one member alone.
+    pub(crate) fn drain(&mut self) -> Vec<Entry> {
+        let buckets = std::mem::take(&mut self.buckets);
+        let mut entries = Vec::new();
+        for (audience, prefixes) in buckets.withdrawn {
+            let mut out = BytesMut::new();
+            let packed = self.builder.withdraw(self.key.family, prefixes, &mut out);
+            entries.push(self.entry(out, packed.messages, audience));
+        }
+        for (attributes, source, prefixes) in buckets.announce {
+            if let Some(entry) = self.encode(&attributes, source, prefixes) {
+                entries.push(entry);
+            }
+        }
+        entries
+    }
+
+    fn encode(&self, attributes: &PathAttributes, source: PeerIndex, prefixes: Vec<Nlri>) -> Option<Entry> {
+        if prefixes.is_empty() {
+            return None;
+        }
+        let mut out = BytesMut::with_capacity((prefixes.len() * 5 + 128).min(128 * 1024));
+        let packed = self
+            .builder
+            .announce(self.key.family, attributes, prefixes, &mut out);
+        Some(self.entry(out, packed.messages, Audience::Except(source)))
+    }
+
+    fn entry(&self, out: BytesMut, messages: usize, audience: Audience) -> Entry {
+        Entry {
+            bytes: out.freeze(),
+            messages: u32::try_from(messages).unwrap_or(u32::MAX),
+            audience,
+            offset: 0,
+        }
+    }
+
+    /// Ends the batch: what was gathered becomes log entries. Withdrawals first, so that one prefix in both stays announced.
+    pub(crate) fn flush(&mut self, lag_limit: u64) {
+        for mut entry in self.drain() {
+            entry.offset = self.appended;
+            self.appended += entry.bytes.len() as u64;
+            self.log.push_back(entry);
+        }
+        self.drop_laggards(lag_limit);
+        self.trim();
+    }
+
+    /// Forgets what everybody has read.
+    fn trim(&mut self) {
+        let slowest = self
+            .members
+            .values()
+            .map(|m| m.cursor)
+            .min()
+            .unwrap_or_else(|| self.end());
+        while self.first < slowest && self.log.pop_front().is_some() {
+            self.first += 1;
+        }
+        if self.log.is_empty() && self.log.capacity() > 1024 {
+            self.log = VecDeque::new();
+        }
+    }
+
+    fn drop_laggards(&mut self, limit: u64) {
+        let end = self.end();
+        let late: Vec<PeerIndex> = self
+            .members
+            .iter()
+            .filter(|(_, m)| {
+                let at = m.cursor.saturating_sub(self.first) as usize;
+                self.log
+                    .get(at)
+                    .is_some_and(|entry| self.appended - entry.offset > limit)
+            })
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in late {
+            let Some(member) = self.members.get_mut(&peer) else {
+                continue;
+            };
+            let at = member.cursor.saturating_sub(self.first) as usize;
+            for entry in self
+                .log
+                .iter()
+                .skip(at)
+                .filter(|entry| entry.audience.includes(peer))
+            {
+                prefixes_of(&entry.bytes, &self.key, &mut member.missed);
+            }
+            member.cursor = end;
+        }
+    }
+
+    /// A snapshot that is still being sent to somebody, and which therefore may be shared.
+    pub(crate) fn shared_snapshot(&self) -> Option<(Arc<Vec<Entry>>, u64)> {
+        let snapshot = self.snapshot.upgrade()?;
+        (self.snapshot_at >= self.first).then_some((snapshot, self.snapshot_at))
+    }
+
+    /// During a walk: adds a prefix, and turns a full bucket into messages.
+    pub(crate) fn walk_announce(&mut self, prefix: Prefix, bucket: usize, entries: &mut Vec<Entry>) {
+        let Some((attributes, source, prefixes)) = self.buckets.announce.get_mut(bucket) else {
+            return;
+        };
+        prefixes.push(prefix.into());
+        if prefixes.len() >= WALK_BUCKET {
+            let (attributes, source, prefixes) = (Arc::clone(attributes), *source, std::mem::take(prefixes));
+            entries.extend(self.encode(&attributes, source, prefixes));
+        }
+    }
+
+    /// Takes a peer in, or sends everything again to one that is in (`end_of_rib` false then).
+    pub(crate) fn join(&mut self, peer: PeerIndex, snapshot: (Arc<Vec<Entry>>, u64), end_of_rib: bool) {
+        let (entries, at) = snapshot;
+        self.snapshot = Arc::downgrade(&entries);
+        self.snapshot_at = at;
+        let mut marker = BytesMut::new();
+        self.builder.end_of_rib(self.key.family, &mut marker);
+        let member = self.members.entry(peer).or_insert_with(|| Member {
+            cursor: at,
+            ..Member::default()
+        });
+        member.snapshot = Some((entries, 0));
+        if end_of_rib {
+            member.end_of_rib = Some(marker.freeze());
+        }
+    }
+
+    /// Takes a peer in that was in another group: first what that one still owed it, then the difference.
+    pub(crate) fn adopt(&mut self, peer: PeerIndex, mut member: Member, difference: Vec<Entry>) {
+        member.private.extend(difference);
+        member.cursor = self.end();
+        self.members.insert(peer, member);
+    }
+
+    /// Lets a peer go, with everything that it has not read made private.
+    pub(crate) fn leave(&mut self, peer: PeerIndex) -> Option<Member> {
+        let mut member = self.members.remove(&peer)?;
+        if let Some((entries, sent)) = member.snapshot.take() {
+            let rest = entries
+                .iter()
+                .skip(sent)
+                .filter(|e| e.audience.includes(peer))
+                .cloned();
+            member.private.extend(rest);
+        }
+        let at = member.cursor.saturating_sub(self.first) as usize;
+        let rest = self
+            .log
+            .iter()
+            .skip(at)
+            .filter(|e| e.audience.includes(peer))
+            .cloned();
+        member.private.extend(rest);
+        self.trim();
+        Some(member)
+    }
+
+    /// The prefixes a member missed while it did not read; it must now be told about them.
+    pub(crate) fn take_missed(&mut self, peer: PeerIndex) -> Option<BTreeSet<Prefix>> {
+        let member = self.members.get_mut(&peer)?;
+        let caught_up = member.private.is_empty() && member.snapshot.is_none();
+        (caught_up && !member.missed.is_empty()).then(|| std::mem::take(&mut member.missed))
+    }
+
+    pub(crate) fn push_private(&mut self, peer: PeerIndex, entries: Vec<Entry>) {
+        if let Some(member) = self.members.get_mut(&peer) {
+            member.private.extend(entries);
+        }
+    }
+
+    /// Whether a member has something to read. `hold_end` keeps back End-of-RIB.
+    pub(crate) fn has_output(&self, peer: PeerIndex, hold_end: bool) -> bool {
+        self.members.get(&peer).is_some_and(|m| {
+            !m.private.is_empty()
+                || m.snapshot.is_some()
+                || m.end_of_rib.is_some() && !hold_end
+                || !m.missed.is_empty()
+                || m.cursor < self.end()
+        })
+    }
+
+    /// The next bytes for a member, up to about `max`.
+    pub(crate) fn read(&mut self, peer: PeerIndex, max: usize, hold_end: bool, out: &mut Vec<Bytes>) -> u64 {
+        let end = self.end();
+        let Some(member) = self.members.get_mut(&peer) else {
+            return 0;
+        };
+        let mut bytes: usize = out.iter().map(Bytes::len).sum();
+        let mut messages = 0_u64;
+        let mut take = |entry: &Entry, bytes: &mut usize| {
+            *bytes += entry.bytes.len();
+            messages += u64::from(entry.messages);
+            out.push(entry.bytes.clone());
+        };
+        while bytes < max {
+            let Some(entry) = member.private.pop_front() else {
+                break;
+            };
+            take(&entry, &mut bytes);
+        }
+        if let Some((entries, sent)) = &mut member.snapshot {
+            while bytes < max {
+                let Some(entry) = entries.get(*sent) else { break };
+                *sent += 1;
+                if entry.audience.includes(peer) {
+                    take(entry, &mut bytes);
+                }
+            }
+            if *sent >= entries.len() {
+                member.snapshot = None;
+            }
+        }
+        if member.snapshot.is_some() || !member.private.is_empty() {
+            return messages;
+        }
+        if !hold_end && let Some(marker) = member.end_of_rib.take() {
+            bytes += marker.len();
+            messages += 1;
+            out.push(marker);
+        }
+        let before = member.cursor;
+        let mut take = |entry: &Entry, bytes: &mut usize| {
+            *bytes += entry.bytes.len();
+            messages += u64::from(entry.messages);
+            out.push(entry.bytes.clone());
+        };
+        while bytes < max && member.cursor < end {
+            let at = member.cursor.saturating_sub(self.first) as usize;
+            let Some(entry) = self.log.get(at) else { break };
+            member.cursor += 1;
+            if entry.audience.includes(peer) {
+                take(entry, &mut bytes);
+            }
+        }
+        if before == self.first && member.cursor > before {
+            self.trim();
+        }
+        messages
+    }
+}
+
+/// Collects the prefixes in messages of our own making.
+fn prefixes_of(bytes: &[u8], key: &GroupKey, into: &mut BTreeSet<Prefix>) {
+    let family = FamilyContext {
+        negotiated: true,
+        add_path: false,
+        extended_next_hop: true,
+    };
+    let context = DecodeContext {
+        four_octet_as: key.encode.four_octet_as,
+        ebgp: key.encode.ebgp,
+        allow_as_set: true,
+        max_as_path_hops: usize::MAX,
+        ipv4: family,
+        ipv6: family,
+        ..DecodeContext::default()
+    };
+    let mut rest = bytes;
+    while let Ok(Some((length, _))) = frame(rest, context.max_message_length()) {
+        let (message, tail) = rest.split_at(length.clamp(HEADER_LENGTH, rest.len()));
+        rest = tail;
+        let Ok(Message::Update(update)) = Message::decode(message, &context) else {
+            continue;
+        };
+        for list in update.withdrawals() {
+            into.extend(list.map(|nlri| nlri.prefix));
+        }
+        for announcement in update.announcements() {
+            into.extend(announcement.prefixes.map(|nlri| nlri.prefix));
+        }
+    }
+}

@@ -1,0 +1,869 @@
+//! The routing information base: what was learned, what is used, what is passed on.
+//!
+//! ```text
+//!  announce/withdraw ──► table (v4 | v6) ──flush──► decision ──► kernel changes (learned next hops)
+//!                          paths, dirty slots            └─────► groups: finished UPDATEs in shared logs ──read──► peers
+//! ```
+//!
+//! A batch of changes is whatever is put in between two calls of [`Rib::flush`]; there is no timer. One owner writes; nothing here
+//! locks, waits, or looks at a clock.
+
+pub mod attributes;
+pub mod decision;
+pub mod export;
+mod group;
+pub mod table;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use ipnetwork::IpNetwork;
+use smallvec::SmallVec;
+
+use attributes::{AttrId, AttributeStore};
+use decision::{Candidate, Decision, decide};
+use export::{GroupKey, Source};
+use group::{Audience, Entry, Group};
+use table::{Change, LOCAL, Path, PeerIndex, Table, Used};
+
+use crate::config::Family;
+use crate::filter::PeerType;
+use crate::view::RouteChange;
+use crate::wire::{PathAttributes, Prefix};
+
+/// What the RIB knows of a peer. A session's worth: set anew when it is established.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RibPeer {
+    /// Inside or outside.
+    pub peer_type: PeerType,
+    /// BGP Identifier.
+    pub router_id: u32,
+    /// Peer address, the last tie-break.
+    pub address: IpAddr,
+    /// Client of us as route reflector.
+    pub rr_client: bool,
+}
+
+#[derive(Debug)]
+struct PeerSlot {
+    identity: RibPeer,
+    accepted: [usize; 2],
+    groups: [Option<usize>; 2],
+}
+
+/// See the head of the file.
+#[derive(Debug)]
+pub struct Rib {
+    v4: Table<u32>,
+    v6: Table<[u32; 4]>,
+    store: AttributeStore,
+    peers: HashMap<PeerIndex, PeerSlot>,
+    groups: Vec<Option<Group>>,
+    /// References to give up when the batch is done: until then "before" is still asked about.
+    releases: Vec<AttrId>,
+    changes: Vec<RouteChange>,
+    report_changes: bool,
+    multipath: usize,
+    lag_limit: u64,
+}
+
+macro_rules! table {
+    ($rib:expr, $family:expr, $table:ident => $body:expr) => {
+        match $family {
+            Family::Ipv4Unicast => {
+                let $table = &mut $rib.v4;
+                $body
+            }
+            Family::Ipv6Unicast => {
+                let $table = &mut $rib.v6;
+                $body
+            }
+        }
+    };
+}
+
+macro_rules! table_ref {
+    ($rib:expr, $family:expr, $table:ident => $body:expr) => {
+        match $family {
+            Family::Ipv4Unicast => {
+                let $table = &$rib.v4;
+                $body
+            }
+            Family::Ipv6Unicast => {
+                let $table = &$rib.v6;
+                $body
+            }
+        }
+    };
+}
+
+fn at(family: Family) -> usize {
+    match family {
+        Family::Ipv4Unicast => 0,
+        Family::Ipv6Unicast => 1,
+    }
+}
+
+/// A path worked out for showing.
+#[derive(Clone, Debug)]
+pub struct ShownPath {
+    /// The path.
+    pub path: Path,
+    /// Its attributes.
+    pub attributes: Arc<PathAttributes>,
+    /// Its place: 0 is the best; below `used` it is used.
+    pub rank: usize,
+    /// How many of the destination's paths are used.
+    pub used: usize,
+    /// The step that knocked it out, or, for the best, the step that knocked out the runner-up.
+    pub step: Option<decision::Step>,
+}
+
+impl Rib {
+    /// An empty RIB. `seed` salts its hash tables.
+    pub fn new(multipath: usize, seed: u64) -> Self {
+        Self {
+            v4: Table::new(seed),
+            v6: Table::new(seed.rotate_left(17)),
+            store: AttributeStore::new(seed),
+            peers: HashMap::new(),
+            groups: Vec::new(),
+            releases: Vec::new(),
+            changes: Vec::new(),
+            report_changes: true,
+            multipath: multipath.max(1),
+            lag_limit: 64 << 20,
+        }
+    }
+
+    /// How many bytes a peer may lag behind its group before it loses its place in the log.
+    pub fn set_lag_limit(&mut self, bytes: u64) {
+        self.lag_limit = bytes;
+    }
+
+    /// Whether changes for the kernel are gathered at all.
+    pub fn report_changes(&mut self, wanted: bool) {
+        self.report_changes = wanted;
+    }
+
+    /// How many paths may be used together. The decision runs anew where there are several.
+    pub fn set_multipath(&mut self, multipath: usize) {
+        if self.multipath != multipath.max(1) {
+            self.flush();
+            self.multipath = multipath.max(1);
+            self.v4.touch_all();
+            self.v6.touch_all();
+            self.flush();
+        }
+    }
+
+    /// Makes a peer known, or gives it its identity of a new session. Its paths, if it had any, must be gone when the
+    /// identity differs; they are removed otherwise.
+    pub fn set_peer(&mut self, peer: PeerIndex, identity: RibPeer) {
+        self.flush();
+        match self.peers.get_mut(&peer) {
+            Some(slot) if slot.identity == identity => {}
+            Some(slot) => {
+                let had = slot.accepted != [0, 0];
+                if had {
+                    self.remove_peer_paths(peer, None, |_| true);
+                    self.flush();
+                }
+                if let Some(slot) = self.peers.get_mut(&peer) {
+                    slot.identity = identity;
+                }
+            }
+            None => {
+                self.peers.insert(
+                    peer,
+                    PeerSlot {
+                        identity,
+                        accepted: [0, 0],
+                        groups: [None, None],
+                    },
+                );
+            }
+        }
+    }
+
+    /// Forgets a peer with its paths and its place in its groups.
+    pub fn forget_peer(&mut self, peer: PeerIndex) {
+        self.leave(peer);
+        self.remove_peer_paths(peer, None, |_| true);
+        self.flush();
+        self.peers.remove(&peer);
+    }
+
+    /// Interns attributes; give the reference back by [`Rib::release`].
+    pub fn intern(&mut self, attributes: &Arc<PathAttributes>) -> AttrId {
+        self.store.intern(attributes)
+    }
+
+    /// Gives back one reference.
+    pub fn release(&mut self, attr: AttrId) {
+        self.store.release(attr, 1);
+    }
+
+    /// Adds or replaces a path.
+    #[inline]
+    pub fn announce(&mut self, prefix: Prefix, peer: PeerIndex, attr: AttrId) {
+        let path = Path {
+            attr,
+            peer,
+            stale: false,
+        };
+        let change = table!(self, prefix.family(), table => table.announce(prefix, path));
+        match change {
+            Change::Added => {
+                self.store.retain(attr, 1);
+                self.count(peer, prefix.family(), true);
+            }
+            Change::Replaced(old) => {
+                self.store.retain(attr, 1);
+                self.releases.push(old);
+            }
+            Change::Same | Change::Removed(_) | Change::Absent => {}
+        }
+    }
+
+    /// Takes a path away. Tells whether there was one.
+    #[inline]
+    pub fn withdraw(&mut self, prefix: Prefix, peer: PeerIndex) -> bool {
+        let change = table!(self, prefix.family(), table => table.withdraw(prefix, peer));
+        if let Change::Removed(old) = change {
+            self.releases.push(old);
+            self.count(peer, prefix.family(), false);
+            return true;
+        }
+        false
+    }
+
+    #[inline]
+    fn count(&mut self, peer: PeerIndex, family: Family, more: bool) {
+        if let Some(accepted) = self
+            .peers
+            .get_mut(&peer)
+            .and_then(|slot| slot.accepted.get_mut(at(family)))
+        {
+            *accepted = if more {
+                *accepted + 1
+            } else {
+                accepted.saturating_sub(1)
+            };
+        }
+    }
+
+    /// Prefixes accepted from a peer.
+    pub fn accepted(&self, peer: PeerIndex, family: Family) -> usize {
+        self.peers
+            .get(&peer)
+            .and_then(|slot| slot.accepted.get(at(family)).copied())
+            .unwrap_or(0)
+    }
+
+    /// Marks a peer's paths as waiting for its return. Those that were waiting already are dropped: RFC 4724 §4.2 on
+    /// consecutive restarts. Tells how many wait.
+    pub fn mark_stale(&mut self, peer: PeerIndex, family: Family) -> usize {
+        self.remove_peer_paths(peer, Some(family), |path| path.stale);
+        table!(self, family, table => table.mark_stale(peer, true))
+    }
+
+    /// Drops the paths of a peer that still wait.
+    pub fn drop_stale(&mut self, peer: PeerIndex, family: Family) {
+        self.remove_peer_paths(peer, Some(family), |path| path.stale);
+    }
+
+    /// Drops all paths of a peer in a family.
+    pub fn drop_paths(&mut self, peer: PeerIndex, family: Family) {
+        self.remove_peer_paths(peer, Some(family), |_| true);
+    }
+
+    fn remove_peer_paths(&mut self, peer: PeerIndex, only: Option<Family>, which: impl Fn(&Path) -> bool) {
+        for family in Family::ALL
+            .into_iter()
+            .filter(|family| only.is_none_or(|only| only == *family))
+        {
+            if self.accepted(peer, family) == 0 && peer != LOCAL {
+                continue;
+            }
+            let releases = &mut self.releases;
+            let mut removed = 0;
+            table!(self, family, table => table.remove_where(
+                |path| path.peer == peer && which(path),
+                |path| {
+                    releases.push(path.attr);
+                    removed += 1;
+                },
+            ));
+            if let Some(slot) = self.peers.get_mut(&peer)
+                && let Some(accepted) = slot.accepted.get_mut(at(family))
+            {
+                *accepted = accepted.saturating_sub(removed);
+            }
+        }
+    }
+
+    /// Whether something changed since the last flush.
+    pub fn is_clean(&self) -> bool {
+        self.v4.is_clean() && self.v6.is_clean()
+    }
+
+    /// Ends the batch: decides, tells the groups, gathers changes for the kernel.
+    pub fn flush(&mut self) {
+        if self.is_clean() {
+            self.settle_releases();
+            return;
+        }
+        for family in Family::ALL {
+            self.flush_family(family);
+        }
+        for group in self.groups.iter_mut().flatten() {
+            group.flush(self.lag_limit);
+        }
+        self.settle_releases();
+        self.v4.shrink();
+        self.v6.shrink();
+    }
+
+    fn settle_releases(&mut self) {
+        for attr in self.releases.drain(..) {
+            self.store.release(attr, 1);
+        }
+        if self.releases.capacity() > 4096 {
+            self.releases = Vec::new();
+        }
+    }
+
+    fn flush_family(&mut self, family: Family) {
+        let Self {
+            store,
+            peers,
+            groups,
+            changes,
+            multipath,
+            report_changes,
+            ..
+        } = self;
+        let of_family: SmallVec<[usize; 8]> = groups
+            .iter()
+            .enumerate()
+            .filter(|(_, g)| g.as_ref().is_some_and(|g| g.key.family == family))
+            .map(|(i, _)| i)
+            .collect();
+        table!(self, family, table => for dirty in table.take_dirty() {
+            let prefix = dirty.prefix;
+            let now = table.settle(prefix, |paths| order(paths, store, peers, *multipath));
+            if *report_changes {
+                let (old, new) = (next_hops(&dirty.before, store), next_hops(&now, store));
+                if old != new {
+                    changes.push(RouteChange { prefix: IpNetwork::from(prefix), next_hops: new.into_vec() });
+                }
+            }
+            let (before, now) = (dirty.before.best(), now.best());
+            let unchanged = match (before, now) {
+                (None, None) => true,
+                (Some(a), Some(b)) => a.peer == b.peer && a.attr == b.attr,
+                _ => false,
+            };
+            if unchanged {
+                continue;
+            }
+            for index in &of_family {
+                if let Some(group) = groups.get_mut(*index).and_then(Option::as_mut) {
+                    tell(group, prefix, before, now, store, peers);
+                }
+            }
+        });
+    }
+
+    /// Learned next hops that changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<RouteChange> {
+        std::mem::take(&mut self.changes)
+    }
+
+    // --- groups ------------------------------------------------------------------------------------------------------
+
+    /// Gives a peer a family: the whole table first, then End-of-RIB, then changes.
+    pub fn join(&mut self, peer: PeerIndex, key: GroupKey) {
+        self.flush();
+        let family = key.family;
+        let index = self.group(key);
+        if let Some(place) = self
+            .peers
+            .get_mut(&peer)
+            .and_then(|slot| slot.groups.get_mut(at(family)))
+        {
+            *place = Some(index);
+        }
+        self.feed(peer, index, true);
+    }
+
+    /// Sends a peer the whole table again (RFC 2918).
+    pub fn refresh(&mut self, peer: PeerIndex, family: Family) {
+        self.flush();
+        if let Some(index) = self.group_of(peer, family) {
+            self.feed(peer, index, false);
+        }
+    }
+
+    fn group_of(&self, peer: PeerIndex, family: Family) -> Option<usize> {
+        self.peers
+            .get(&peer)
+            .and_then(|slot| slot.groups.get(at(family)).copied().flatten())
+    }
+
+    fn group(&mut self, key: GroupKey) -> usize {
+        let found = self
+            .groups
+            .iter()
+            .position(|g| g.as_ref().is_some_and(|g| g.key == key));
+        if let Some(found) = found {
+            return found;
+        }
+        match self.groups.iter().position(Option::is_none) {
+            Some(free) => {
+                if let Some(place) = self.groups.get_mut(free) {
+                    *place = Some(Group::new(key));
+                }
+                free
+            }
+            None => {
+                self.groups.push(Some(Group::new(key)));
+                self.groups.len() - 1
+            }
+        }
+    }
+
+    fn feed(&mut self, peer: PeerIndex, index: usize, end_of_rib: bool) {
+        let shared = self
+            .groups
+            .get(index)
+            .and_then(Option::as_ref)
+            .and_then(Group::shared_snapshot);
+        let snapshot = match shared {
+            Some(snapshot) => snapshot,
+            None => {
+                let entries = Arc::new(self.walk(index));
+                let end = self
+                    .groups
+                    .get(index)
+                    .and_then(Option::as_ref)
+                    .map_or(0, Group::end);
+                (entries, end)
+            }
+        };
+        if let Some(group) = self.groups.get_mut(index).and_then(Option::as_mut) {
+            group.join(peer, snapshot, end_of_rib);
+        }
+    }
+
+    /// The whole table as one group gets it.
+    fn walk(&mut self, index: usize) -> Vec<Entry> {
+        let Self {
+            store, peers, groups, ..
+        } = self;
+        let mut entries = Vec::new();
+        let Some(group) = groups.get_mut(index).and_then(Option::as_mut) else {
+            return entries;
+        };
+        let family = group.key.family;
+        // What is counted is the group's, whoever of its members the walk is for: count it afresh.
+        group.advertised = 0;
+        group.by_source.clear();
+        table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
+            if let Some(best) = paths.first()
+                && let Some(bucket) = bucket_for(group, prefix, *best, store, peers)
+            {
+                group.count(best.peer, true);
+                group.walk_announce(prefix, bucket, &mut entries);
+            }
+        }));
+        entries.extend(group.drain());
+        entries
+    }
+
+    /// Moves a peer to another group because something that changes bytes was reconfigured; only the difference is sent.
+    pub fn regroup(&mut self, peer: PeerIndex, key: GroupKey) {
+        self.flush();
+        let family = key.family;
+        let Some(old_index) = self.group_of(peer, family) else {
+            return;
+        };
+        let new_index = self.group(key);
+        if new_index == old_index {
+            return;
+        }
+        // The new group may be empty until now: its counters come from a walk that nobody reads.
+        if self
+            .groups
+            .get(new_index)
+            .and_then(Option::as_ref)
+            .is_some_and(|g| g.members.is_empty())
+        {
+            drop(self.walk(new_index));
+        }
+        let Self {
+            store, peers, groups, ..
+        } = self;
+        let (Some(mut old), Some(mut new)) = (
+            groups.get_mut(old_index).and_then(Option::take),
+            groups.get_mut(new_index).and_then(Option::take),
+        ) else {
+            return;
+        };
+        table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
+            let Some(best) = paths.first().filter(|best| best.peer != peer) else { return };
+            let was = bucket_for(&mut old, prefix, *best, store, peers);
+            let is = bucket_for(&mut new, prefix, *best, store, peers);
+            match (was, is) {
+                (_, Some(bucket)) => {
+                    if was.and_then(|w| old.outgoing(w)) != new.outgoing(bucket) {
+                        new.announce(prefix, bucket);
+                    }
+                }
+                // The group's own audience does not matter: what is drained goes to this peer alone.
+                (Some(_), None) => new.withdraw(prefix, Audience::Except(LOCAL)),
+                (None, None) => {}
+            }
+        }));
+        let mut difference = new.drain();
+        old.drain();
+        if let Some(member) = old.leave(peer) {
+            new.adopt(peer, member, std::mem::take(&mut difference));
+        }
+        let keep_old = !old.members.is_empty();
+        if let Some(place) = groups.get_mut(old_index) {
+            *place = keep_old.then_some(old);
+        }
+        if let Some(place) = groups.get_mut(new_index) {
+            *place = Some(new);
+        }
+        if let Some(place) = peers
+            .get_mut(&peer)
+            .and_then(|slot| slot.groups.get_mut(at(family)))
+        {
+            *place = Some(new_index);
+        }
+    }
+
+    /// Takes a peer out of its groups: it is down.
+    pub fn leave(&mut self, peer: PeerIndex) {
+        let Some(slot) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        for index in std::mem::take(&mut slot.groups).into_iter().flatten() {
+            let Some(place) = self.groups.get_mut(index) else {
+                continue;
+            };
+            if let Some(group) = place {
+                group.leave(peer);
+                if group.members.is_empty() {
+                    *place = None;
+                }
+            }
+        }
+    }
+
+    /// Whether [`Rib::read`] would give something. `hold_end` keeps End-of-RIB back.
+    pub fn has_output(&self, peer: PeerIndex, hold_end: bool) -> bool {
+        Family::ALL.into_iter().any(|family| {
+            self.group_of(peer, family)
+                .and_then(|index| self.groups.get(index)?.as_ref())
+                .is_some_and(|group| group.has_output(peer, hold_end))
+        })
+    }
+
+    /// The next finished messages for a peer, about `max` bytes of them, and how many messages those are.
+    pub fn read(&mut self, peer: PeerIndex, max: usize, hold_end: bool) -> (Vec<Bytes>, u64) {
+        let mut out = Vec::new();
+        let mut messages = 0;
+        for family in Family::ALL {
+            let Some(index) = self.group_of(peer, family) else {
+                continue;
+            };
+            let missed = self
+                .groups
+                .get_mut(index)
+                .and_then(Option::as_mut)
+                .and_then(|group| group.take_missed(peer));
+            if let Some(missed) = missed {
+                self.catch_up(peer, index, &missed);
+            }
+            if let Some(group) = self.groups.get_mut(index).and_then(Option::as_mut) {
+                messages += group.read(peer, max, hold_end, &mut out);
+            }
+        }
+        (out, messages)
+    }
+
+    /// Tells a peer that had stopped reading how the prefixes stand that it missed.
+    fn catch_up(&mut self, peer: PeerIndex, index: usize, missed: &BTreeSet<Prefix>) {
+        self.flush();
+        let Self {
+            store, peers, groups, ..
+        } = self;
+        let Some(group) = groups.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        for prefix in missed {
+            let best = table_ref!(self, prefix.family(), table => table.best(*prefix));
+            let bucket = best
+                .filter(|best| best.peer != peer)
+                .and_then(|best| bucket_for(group, *prefix, best, store, peers));
+            match bucket {
+                Some(bucket) => group.announce(*prefix, bucket),
+                None => group.withdraw(*prefix, Audience::Only(peer)),
+            }
+        }
+        let entries = group.drain();
+        group.push_private(peer, entries);
+    }
+
+    /// Prefixes that a peer has from us.
+    pub fn advertised(&self, peer: PeerIndex, family: Family) -> usize {
+        self.group_of(peer, family)
+            .and_then(|index| self.groups.get(index)?.as_ref())
+            .map_or(0, |group| group.advertised_to(peer))
+    }
+
+    // --- showing -----------------------------------------------------------------------------------------------------
+
+    /// Destinations.
+    pub fn prefixes(&self, family: Family) -> usize {
+        table_ref!(self, family, table => table.len())
+    }
+
+    /// Whether there is a path to that very prefix.
+    pub fn has(&self, prefix: Prefix) -> bool {
+        table_ref!(self, prefix.family(), table => table.best(prefix)).is_some()
+    }
+
+    /// Paths of a peer that wait for its return.
+    pub fn stale(&self, peer: PeerIndex, family: Family) -> usize {
+        let mut waiting = 0;
+        table_ref!(self, family, table => table.for_each(|_, paths, _| {
+            waiting += paths.iter().filter(|path| path.peer == peer && path.stale).count();
+        }));
+        waiting
+    }
+
+    /// Distinct attribute sets.
+    pub fn attribute_sets(&self) -> usize {
+        self.store.len()
+    }
+
+    /// All paths of the destinations that `wanted` picks, each with its place and the step that put it there.
+    pub fn paths(&self, family: Family, wanted: impl Fn(Prefix) -> bool) -> Vec<(Prefix, Vec<ShownPath>)> {
+        let mut found = Vec::new();
+        table_ref!(self, family, table => table.for_each(|prefix, paths, used| {
+            if wanted(prefix) {
+                found.push((prefix, paths.to_vec(), used));
+            }
+        }));
+        found.sort_by_key(|(prefix, _, _)| *prefix);
+        found
+            .into_iter()
+            .map(|(prefix, paths, used)| (prefix, self.explain(&paths, used)))
+            .collect()
+    }
+
+    fn explain(&self, paths: &[Path], used: usize) -> Vec<ShownPath> {
+        let Some((order, steps)) = with_decision(paths, &self.store, &self.peers, |decision| {
+            let steps: Vec<_> = decision.lost_at.to_vec();
+            (decision.order.clone(), steps)
+        }) else {
+            return Vec::new();
+        };
+        let runner_up = order.get(1).and_then(|i| steps.get(*i).copied().flatten());
+        order
+            .iter()
+            .enumerate()
+            .filter_map(|(rank, i)| {
+                let path = *paths.get(*i)?;
+                let attributes = Arc::clone(self.store.get(path.attr)?);
+                let step = if rank == 0 {
+                    runner_up
+                } else {
+                    steps.get(*i).copied().flatten()
+                };
+                Some(ShownPath {
+                    path,
+                    attributes,
+                    rank,
+                    used,
+                    step,
+                })
+            })
+            .collect()
+    }
+
+    /// What a peer has from us: the attributes as they were sent.
+    pub fn advertised_paths(
+        &self,
+        peer: PeerIndex,
+        family: Family,
+        wanted: impl Fn(Prefix) -> bool,
+    ) -> Vec<(Prefix, PeerIndex, PathAttributes)> {
+        let group = self
+            .group_of(peer, family)
+            .and_then(|index| self.groups.get(index)?.as_ref());
+        let Some(group) = group else { return Vec::new() };
+        let mut found = Vec::new();
+        table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
+            let Some(best) = paths.first().filter(|best| best.peer != peer && wanted(prefix)) else { return };
+            let Some(attributes) = self.store.get(best.attr) else { return };
+            let Some(source) = source_of(*best, &self.peers) else { return };
+            let Some(rule) = group.key.admits(prefix, attributes, &source) else { return };
+            if let Some(sent) = group.key.transform(attributes, &source, rule) {
+                found.push((prefix, best.peer, sent));
+            }
+        }));
+        found.sort_by_key(|(prefix, _, _)| *prefix);
+        found
+    }
+}
+
+/// Tells one group that the best path of a prefix changed.
+fn tell(
+    group: &mut Group,
+    prefix: Prefix,
+    before: Option<Path>,
+    now: Option<Path>,
+    store: &AttributeStore,
+    peers: &HashMap<PeerIndex, PeerSlot>,
+) {
+    let was = before.and_then(|path| bucket_for(group, prefix, path, store, peers).map(|b| (path.peer, b)));
+    let is = now.and_then(|path| bucket_for(group, prefix, path, store, peers).map(|b| (path.peer, b)));
+    match (was, is) {
+        (None, None) => {}
+        (None, Some((source, bucket))) => {
+            group.announce(prefix, bucket);
+            group.count(source, true);
+        }
+        (Some((old, _)), None) => {
+            group.withdraw(prefix, Audience::Except(old));
+            group.count(old, false);
+        }
+        (Some((old, old_bucket)), Some((new, bucket))) => {
+            // From one attribute set to another that looks the same outside: nothing to say.
+            if old == new && group.outgoing(old_bucket) == group.outgoing(bucket) {
+                return;
+            }
+            group.announce(prefix, bucket);
+            if old != new {
+                // The new source had the old route from us and now gets none: it must let go of it.
+                group.withdraw(prefix, Audience::Only(new));
+                group.count(old, false);
+                group.count(new, true);
+            }
+        }
+    }
+}
+
+fn bucket_for(
+    group: &mut Group,
+    prefix: Prefix,
+    path: Path,
+    store: &AttributeStore,
+    peers: &HashMap<PeerIndex, PeerSlot>,
+) -> Option<usize> {
+    let attributes = store.get(path.attr)?;
+    let source = source_of(path, peers)?;
+    let rule = group.key.admits(prefix, attributes, &source)?;
+    group.bucket((path.attr, rule, path.peer), |key| {
+        key.transform(attributes, &source, rule).map(Arc::new)
+    })
+}
+
+fn source_of(path: Path, peers: &HashMap<PeerIndex, PeerSlot>) -> Option<Source> {
+    if path.peer == LOCAL {
+        return Some(Source {
+            local: true,
+            peer_type: PeerType::Ibgp,
+            rr_client: false,
+            router_id: 0,
+        });
+    }
+    let identity = &peers.get(&path.peer)?.identity;
+    Some(Source {
+        local: false,
+        peer_type: identity.peer_type,
+        rr_client: identity.rr_client,
+        router_id: identity.router_id,
+    })
+}
+
+/// Runs the decision over paths. None when one of them names what is not there, which does not happen.
+fn with_decision<T>(
+    paths: &[Path],
+    store: &AttributeStore,
+    peers: &HashMap<PeerIndex, PeerSlot>,
+    see: impl FnOnce(&Decision) -> T,
+) -> Option<T> {
+    let candidates: Option<SmallVec<[Candidate<'_>; 8]>> = paths
+        .iter()
+        .map(|path| {
+            let attributes = store.get(path.attr)?;
+            if path.peer == LOCAL {
+                return Some(Candidate {
+                    attributes,
+                    local: true,
+                    peer_type: PeerType::Ibgp,
+                    router_id: 0,
+                    address: IpAddr::from([0, 0, 0, 0]),
+                });
+            }
+            let identity = &peers.get(&path.peer)?.identity;
+            Some(Candidate {
+                attributes,
+                local: false,
+                peer_type: identity.peer_type,
+                router_id: identity.router_id,
+                address: identity.address,
+            })
+        })
+        .collect();
+    Some(see(&decide(&candidates?)))
+}
+
+/// Orders the paths of one destination best first; gives how many are used.
+fn order(
+    paths: &mut [Path],
+    store: &AttributeStore,
+    peers: &HashMap<PeerIndex, PeerSlot>,
+    multipath: usize,
+) -> usize {
+    let ordered = with_decision(paths, store, peers, |decision| {
+        let ordered: SmallVec<[Path; 8]> = decision
+            .order
+            .iter()
+            .filter_map(|i| paths.get(*i).copied())
+            .collect();
+        (ordered, decision.equal)
+    });
+    let Some((ordered, equal)) = ordered else { return 1 };
+    for (place, path) in paths.iter_mut().zip(&ordered) {
+        *place = *path;
+    }
+    // Our own route is not shared with anybody's.
+    if paths.first().is_some_and(|best| best.peer == LOCAL) {
+        1
+    } else {
+        equal.min(multipath)
+    }
+}
+
+fn next_hops(used: &Used, store: &AttributeStore) -> SmallVec<[IpAddr; 2]> {
+    let mut hops: SmallVec<[IpAddr; 2]> = used
+        .paths()
+        .iter()
+        .filter(|path| path.peer != LOCAL)
+        .filter_map(|path| Some(store.get(path.attr)?.next_hop?.address()))
+        .collect();
+    hops.sort_unstable();
+    hops.dedup();
+    hops
+}

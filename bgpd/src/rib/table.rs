@@ -1,0 +1,751 @@
+//! One table of paths per address family.
+//!
+//! A destination is one slot of an open-addressing hash table: 12 bytes for IPv4, 24 for IPv6. A single path (nearly every
+//! /32 in a container network) lives in the slot itself; two or more move to a list beside the table. There is no
+//! Adj-RIB-In next to it: a path *is* (peer, attributes, flags), and what a peer told us is the set of paths that name it.
+//!
+//! ```text
+//!   slot: | address 4/16 | len 1 | flags 1 | peer 2 | attributes or list index 4 |
+//!                                     │                        │
+//!                                     └ MANY ──────────────────┴──► lists[i] = { used, paths: best first }
+//! ```
+//!
+//! Changes are collected: the first change of a slot since the last [`Table::take_dirty`] remembers what was used before.
+//! The decision runs once per changed slot and batch, not once per message.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use super::attributes::AttrId;
+use crate::wire::{Ipv4Prefix, Ipv6Prefix, Prefix};
+
+/// Index of a peer in the speaker's peer table; [`LOCAL`] is ourselves.
+pub type PeerIndex = u16;
+
+/// The "peer" of routes originated here.
+pub const LOCAL: PeerIndex = 0;
+
+/// One way to reach a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Its attributes, after import.
+    pub attr: AttrId,
+    /// Whom it came from.
+    pub peer: PeerIndex,
+    /// The peer is gone and the path waits for its return (RFC 4724 §4.2).
+    pub stale: bool,
+}
+
+const DIRTY: u8 = 1;
+const MANY: u8 = 2;
+const EMPTY: u8 = 4;
+const STALE: u8 = 8;
+
+/// An address as a table key.
+pub trait Address: Copy + Eq + std::fmt::Debug {
+    /// Splits a prefix of this family.
+    fn split(prefix: Prefix) -> Option<(Self, u8)>;
+    /// Puts one together.
+    fn join(self, len: u8) -> Prefix;
+    /// A well-mixed hash. The multipliers are odd constants without structure; what a peer can choose are prefixes, so the
+    /// seed is random per table.
+    fn hash(self, len: u8, seed: u64) -> u64;
+}
+
+/// Folded multiply: both halves of the 128-bit product, so that every input bit reaches the top and the bottom bits.
+#[inline]
+fn mix(a: u64, b: u64) -> u64 {
+    let wide = u128::from(a) * u128::from(b);
+    (wide as u64) ^ ((wide >> 64) as u64)
+}
+
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Address for u32 {
+    #[inline]
+    fn split(prefix: Prefix) -> Option<(Self, u8)> {
+        match prefix {
+            Prefix::V4(p) => Some((p.bits(), p.length())),
+            Prefix::V6(_) => None,
+        }
+    }
+
+    #[inline]
+    fn join(self, len: u8) -> Prefix {
+        Prefix::V4(Ipv4Prefix::new(self, len))
+    }
+
+    #[inline]
+    fn hash(self, len: u8, seed: u64) -> u64 {
+        mix((u64::from(self) << 8 | u64::from(len)) ^ seed, ODD)
+    }
+}
+
+impl Address for [u32; 4] {
+    #[inline]
+    fn split(prefix: Prefix) -> Option<(Self, u8)> {
+        match prefix {
+            Prefix::V6(p) => {
+                let bits = p.bits();
+                Some((
+                    [
+                        (bits >> 96) as u32,
+                        (bits >> 64) as u32,
+                        (bits >> 32) as u32,
+                        bits as u32,
+                    ],
+                    p.length(),
+                ))
+            }
+            Prefix::V4(_) => None,
+        }
+    }
+
+    #[inline]
+    fn join(self, len: u8) -> Prefix {
+        let [a, b, c, d] = self.map(u128::from);
+        Prefix::V6(Ipv6Prefix::new(a << 96 | b << 64 | c << 32 | d, len))
+    }
+
+    #[inline]
+    fn hash(self, len: u8, seed: u64) -> u64 {
+        let [a, b, c, d] = self.map(u64::from);
+        mix(
+            mix((a << 32 | b) ^ seed, ODD) ^ (c << 32 | d),
+            ODD ^ u64::from(len),
+        )
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot<A> {
+    address: A,
+    len: u8,
+    flags: u8,
+    peer: PeerIndex,
+    value: u32,
+}
+
+impl<A> Slot<A> {
+    fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn single(&self) -> Path {
+        Path {
+            attr: AttrId(self.value),
+            peer: self.peer,
+            stale: self.is(STALE),
+        }
+    }
+
+    fn set_single(&mut self, path: Path) {
+        self.flags = (self.flags & DIRTY) | if path.stale { STALE } else { 0 };
+        self.peer = path.peer;
+        self.value = path.attr.0;
+    }
+}
+
+/// Two or more paths to one destination.
+#[derive(Clone, Debug, Default)]
+struct List {
+    /// The first so many are used: the best, then its ECMP companions. Out of date while the slot is dirty.
+    used: usize,
+    paths: Vec<Path>,
+}
+
+/// The paths that were in use before a batch of changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Used {
+    /// There was none.
+    Nothing,
+    /// One.
+    One(Path),
+    /// The best, and its ECMP companions.
+    Many(Box<[Path]>),
+}
+
+impl Used {
+    fn of(paths: &[Path]) -> Self {
+        match paths {
+            [] => Self::Nothing,
+            [one] => Self::One(*one),
+            many => Self::Many(many.into()),
+        }
+    }
+
+    /// Best first.
+    pub fn paths(&self) -> &[Path] {
+        match self {
+            Self::Nothing => &[],
+            Self::One(path) => std::slice::from_ref(path),
+            Self::Many(paths) => paths,
+        }
+    }
+
+    /// The best path.
+    pub fn best(&self) -> Option<Path> {
+        self.paths().first().copied()
+    }
+}
+
+/// A slot that changed.
+#[derive(Clone, Debug)]
+pub struct Dirty {
+    /// Which.
+    pub prefix: Prefix,
+    /// What was used before.
+    pub before: Used,
+}
+
+/// What became of one announced or withdrawn path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A path that was not there.
+    Added,
+    /// It took the place of the peer's previous path, which had these attributes.
+    Replaced(AttrId),
+    /// The very same path was there already (a stale one became fresh).
+    Same,
+    /// The path with these attributes is gone.
+    Removed(AttrId),
+    /// There was no such path.
+    Absent,
+}
+
+/// All destinations of one family.
+#[derive(Debug)]
+pub struct Table<A> {
+    slots: HashTable<Slot<A>>,
+    lists: Vec<List>,
+    free: Vec<u32>,
+    dirty: Vec<Dirty>,
+    seed: u64,
+    /// Slots that are only there until the next `settle`.
+    empties: usize,
+}
+
+impl<A: Address> Table<A> {
+    /// An empty table.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            slots: HashTable::new(),
+            lists: Vec::new(),
+            free: Vec::new(),
+            dirty: Vec::new(),
+            seed,
+            empties: 0,
+        }
+    }
+
+    /// Destinations with at least one path.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.empties
+    }
+
+    /// Whether there is no destination.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether nothing changed since the last batch.
+    pub fn is_clean(&self) -> bool {
+        self.dirty.is_empty()
+    }
+
+    /// Adds or replaces the path of `path.peer` to `prefix`.
+    #[inline]
+    pub fn announce(&mut self, prefix: Prefix, path: Path) -> Change {
+        let Some((address, len)) = A::split(prefix) else {
+            return Change::Absent;
+        };
+        let seed = self.seed;
+        let entry = self.slots.entry(
+            address.hash(len, seed),
+            |slot| slot.address == address && slot.len == len,
+            |slot| slot.address.hash(slot.len, seed),
+        );
+        let mut occupied = match entry {
+            Entry::Vacant(vacant) => {
+                let mut slot = Slot {
+                    address,
+                    len,
+                    flags: DIRTY,
+                    peer: 0,
+                    value: 0,
+                };
+                slot.set_single(path);
+                vacant.insert(slot);
+                self.dirty.push(Dirty {
+                    prefix,
+                    before: Used::Nothing,
+                });
+                return Change::Added;
+            }
+            Entry::Occupied(occupied) => occupied,
+        };
+        let slot = occupied.get_mut();
+        if slot.is(EMPTY) {
+            self.empties -= 1;
+            slot.set_single(path);
+            return Change::Added;
+        }
+        if slot.is(MANY) {
+            let Some(list) = self.lists.get_mut(slot.value as usize) else {
+                return Change::Absent;
+            };
+            let position = list.paths.iter().position(|p| p.peer == path.peer);
+            if let Some(old) = position.and_then(|i| list.paths.get_mut(i))
+                && old.attr == path.attr
+            {
+                old.stale = path.stale;
+                return Change::Same;
+            }
+            if !slot.is(DIRTY) {
+                let used = list.paths.get(..list.used).unwrap_or(&list.paths);
+                self.dirty.push(Dirty {
+                    prefix,
+                    before: Used::of(used),
+                });
+                slot.flags |= DIRTY;
+            }
+            return match position.and_then(|i| list.paths.get_mut(i)) {
+                Some(old) => {
+                    let was = old.attr;
+                    *old = path;
+                    Change::Replaced(was)
+                }
+                None => {
+                    list.paths.push(path);
+                    Change::Added
+                }
+            };
+        }
+        let old = slot.single();
+        if old.peer == path.peer && old.attr == path.attr {
+            slot.set_single(path);
+            return Change::Same;
+        }
+        if !slot.is(DIRTY) {
+            self.dirty.push(Dirty {
+                prefix,
+                before: Used::One(old),
+            });
+            slot.flags |= DIRTY;
+        }
+        if old.peer == path.peer {
+            slot.set_single(path);
+            return Change::Replaced(old.attr);
+        }
+        let list = List {
+            used: 1,
+            paths: vec![old, path],
+        };
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.lists.push(List::default());
+                (self.lists.len() - 1) as u32
+            }
+        };
+        if let Some(place) = self.lists.get_mut(index as usize) {
+            *place = list;
+        }
+        slot.flags = DIRTY | MANY;
+        slot.peer = 0;
+        slot.value = index;
+        Change::Added
+    }
+
+    /// Takes away the path of `peer` to `prefix`.
+    #[inline]
+    pub fn withdraw(&mut self, prefix: Prefix, peer: PeerIndex) -> Change {
+        let Some((address, len)) = A::split(prefix) else {
+            return Change::Absent;
+        };
+        let found = self.slots.find_mut(address.hash(len, self.seed), |slot| {
+            slot.address == address && slot.len == len
+        });
+        let Some(slot) = found else { return Change::Absent };
+        let mut removed = Change::Absent;
+        Self::remove_from(
+            slot,
+            &mut self.lists,
+            &mut self.free,
+            &mut self.dirty,
+            &mut self.empties,
+            |path| path.peer == peer,
+            |path| removed = Change::Removed(path.attr),
+        );
+        removed
+    }
+
+    /// Removes all paths that `drop` picks, telling each; one walk at memory speed.
+    pub fn remove_where(&mut self, mut drop: impl FnMut(&Path) -> bool, mut told: impl FnMut(Path)) {
+        for slot in self.slots.iter_mut() {
+            Self::remove_from(
+                slot,
+                &mut self.lists,
+                &mut self.free,
+                &mut self.dirty,
+                &mut self.empties,
+                &mut drop,
+                &mut told,
+            );
+        }
+    }
+
+    fn remove_from(
+        slot: &mut Slot<A>,
+        lists: &mut [List],
+        free: &mut Vec<u32>,
+        dirty: &mut Vec<Dirty>,
+        empties: &mut usize,
+        mut drop: impl FnMut(&Path) -> bool,
+        mut told: impl FnMut(Path),
+    ) {
+        if slot.is(EMPTY) {
+            return;
+        }
+        if !slot.is(MANY) {
+            let path = slot.single();
+            if drop(&path) {
+                if !slot.is(DIRTY) {
+                    dirty.push(Dirty {
+                        prefix: slot.address.join(slot.len),
+                        before: Used::One(path),
+                    });
+                }
+                slot.flags = DIRTY | EMPTY;
+                *empties += 1;
+                told(path);
+            }
+            return;
+        }
+        let Some(list) = lists.get_mut(slot.value as usize) else {
+            return;
+        };
+        if !list.paths.iter().any(&mut drop) {
+            return;
+        }
+        if !slot.is(DIRTY) {
+            let used = list.paths.get(..list.used).unwrap_or(&list.paths);
+            dirty.push(Dirty {
+                prefix: slot.address.join(slot.len),
+                before: Used::of(used),
+            });
+            slot.flags |= DIRTY;
+        }
+        list.paths.retain(|path| {
+            let gone = drop(path);
+            if gone {
+                told(*path);
+            }
+            !gone
+        });
+        if let [] | [_] = list.paths[..] {
+            let index = slot.value;
+            match list.paths.pop() {
+                Some(path) => slot.set_single(path),
+                None => {
+                    slot.flags = DIRTY | EMPTY;
+                    *empties += 1;
+                }
+            }
+            *list = List::default();
+            free.push(index);
+        }
+    }
+
+    /// Marks every path of `peer` stale (or fresh) without counting that as a change; tells how many there are.
+    pub fn mark_stale(&mut self, peer: PeerIndex, stale: bool) -> usize {
+        let mut marked = 0;
+        for slot in self.slots.iter_mut().filter(|slot| !slot.is(EMPTY)) {
+            if slot.is(MANY) {
+                let Some(list) = self.lists.get_mut(slot.value as usize) else {
+                    continue;
+                };
+                for path in list.paths.iter_mut().filter(|path| path.peer == peer) {
+                    path.stale = stale;
+                    marked += 1;
+                }
+            } else if slot.peer == peer {
+                slot.flags = slot.flags & !STALE | if stale { STALE } else { 0 };
+                marked += 1;
+            }
+        }
+        marked
+    }
+
+    /// Treats every destination as changed, although its paths are the same (multipath was switched, a peer's identity
+    /// changed): the decision runs anew.
+    pub fn touch_all(&mut self) {
+        for slot in self
+            .slots
+            .iter_mut()
+            .filter(|slot| !slot.is(EMPTY) && !slot.is(DIRTY) && slot.is(MANY))
+        {
+            let Some(list) = self.lists.get(slot.value as usize) else {
+                continue;
+            };
+            let used = list.paths.get(..list.used).unwrap_or(&list.paths);
+            self.dirty.push(Dirty {
+                prefix: slot.address.join(slot.len),
+                before: Used::of(used),
+            });
+            slot.flags |= DIRTY;
+        }
+    }
+
+    /// The changed slots since the last call. Each must then be settled by [`Table::settle`].
+    pub fn take_dirty(&mut self) -> Vec<Dirty> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Closes the batch for one slot: `decide` orders a list best first and says how many are used. Gives what is used now.
+    #[inline]
+    pub fn settle(&mut self, prefix: Prefix, decide: impl FnOnce(&mut [Path]) -> usize) -> Used {
+        let Some((address, len)) = A::split(prefix) else {
+            return Used::Nothing;
+        };
+        let hash = address.hash(len, self.seed);
+        let entry = self
+            .slots
+            .find_entry(hash, |slot| slot.address == address && slot.len == len);
+        let Ok(mut entry) = entry else {
+            return Used::Nothing;
+        };
+        let slot = entry.get_mut();
+        if slot.is(EMPTY) {
+            self.empties -= 1;
+            entry.remove();
+            return Used::Nothing;
+        }
+        slot.flags &= !DIRTY;
+        if !slot.is(MANY) {
+            return Used::One(slot.single());
+        }
+        let Some(list) = self.lists.get_mut(slot.value as usize) else {
+            return Used::Nothing;
+        };
+        list.used = decide(&mut list.paths).clamp(1, list.paths.len().max(1));
+        Used::of(list.paths.get(..list.used).unwrap_or(&list.paths))
+    }
+
+    /// Gives memory back after a great withdrawal.
+    pub fn shrink(&mut self) {
+        let seed = self.seed;
+        if self.slots.capacity() > 1024 && self.slots.len() < self.slots.capacity() / 8 {
+            self.slots
+                .shrink_to(self.slots.len() * 2, |slot| slot.address.hash(slot.len, seed));
+        }
+        if self.free.len() == self.lists.len() {
+            self.lists = Vec::new();
+            self.free = Vec::new();
+        }
+    }
+
+    /// All paths to one destination, best first, and how many of them are used.
+    pub fn get(&self, prefix: Prefix) -> Option<(Vec<Path>, usize)> {
+        let (address, len) = A::split(prefix)?;
+        let slot = self.slots.find(address.hash(len, self.seed), |slot| {
+            slot.address == address && slot.len == len
+        })?;
+        let (paths, used) = self.view(slot);
+        (!paths.is_empty()).then(|| (paths.to_vec(), used))
+    }
+
+    /// The best path to one destination; the fast way.
+    pub fn best(&self, prefix: Prefix) -> Option<Path> {
+        let (address, len) = A::split(prefix)?;
+        let slot = self.slots.find(address.hash(len, self.seed), |slot| {
+            slot.address == address && slot.len == len
+        })?;
+        if slot.is(EMPTY) {
+            None
+        } else if slot.is(MANY) {
+            self.lists.get(slot.value as usize)?.paths.first().copied()
+        } else {
+            Some(slot.single())
+        }
+    }
+
+    fn view<'a>(&'a self, slot: &'a Slot<A>) -> (smallvec::SmallVec<[Path; 4]>, usize) {
+        if slot.is(EMPTY) {
+            return (smallvec::SmallVec::new(), 0);
+        }
+        if slot.is(MANY) {
+            return match self.lists.get(slot.value as usize) {
+                Some(list) => (list.paths.iter().copied().collect(), list.used),
+                None => (smallvec::SmallVec::new(), 0),
+            };
+        }
+        (smallvec::smallvec![slot.single()], 1)
+    }
+
+    /// Every destination with its paths, best first, and how many are used; in no order.
+    pub fn for_each(&self, mut see: impl FnMut(Prefix, &[Path], usize)) {
+        for slot in &self.slots {
+            if slot.is(EMPTY) {
+                continue;
+            }
+            if slot.is(MANY) {
+                if let Some(list) = self.lists.get(slot.value as usize) {
+                    see(slot.address.join(slot.len), &list.paths, list.used);
+                }
+            } else {
+                see(slot.address.join(slot.len), &[slot.single()], 1);
+            }
+        }
+    }
+}
+
+/// Address of a prefix as the standard library has it, for messages.
+pub fn address_of(prefix: Prefix) -> std::net::IpAddr {
+    match prefix {
+        Prefix::V4(p) => Ipv4Addr::from_bits(p.bits()).into(),
+        Prefix::V6(p) => Ipv6Addr::from_bits(p.bits()).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn p(text: &str) -> Prefix {
+        Prefix::from(text.parse::<ipnetwork::IpNetwork>().unwrap())
+    }
+
+    fn path(peer: PeerIndex, attr: u32) -> Path {
+        Path {
+            attr: AttrId(attr),
+            peer,
+            stale: false,
+        }
+    }
+
+    /// A decision that prefers the highest attribute id and uses one path.
+    fn highest(paths: &mut [Path]) -> usize {
+        paths.sort_by_key(|p| std::cmp::Reverse(p.attr.0));
+        1
+    }
+
+    fn flush(table: &mut Table<u32>) -> Vec<(String, Option<u32>, Option<u32>)> {
+        let dirty = table.take_dirty();
+        let mut out: Vec<_> = dirty
+            .into_iter()
+            .map(|d| {
+                let now = table.settle(d.prefix, highest);
+                (
+                    d.prefix.to_string(),
+                    d.before.best().map(|p| p.attr.0),
+                    now.best().map(|p| p.attr.0),
+                )
+            })
+            .collect();
+        out.sort();
+        out
+    }
+
+    #[test]
+    fn slots_are_as_small_as_promised() {
+        assert_eq!(size_of::<Slot<u32>>(), 12);
+        assert_eq!(size_of::<Slot<[u32; 4]>>(), 24);
+    }
+
+    #[test]
+    fn one_batch_reports_a_slot_once_with_what_was_used_before_it() {
+        let mut table = Table::<u32>::new(7);
+        assert_eq!(table.announce(p("10.0.0.1/32"), path(1, 1)), Change::Added);
+        assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), None, Some(1))]);
+
+        assert_eq!(
+            table.announce(p("10.0.0.1/32"), path(1, 5)),
+            Change::Replaced(AttrId(1))
+        );
+        assert_eq!(table.announce(p("10.0.0.1/32"), path(2, 9)), Change::Added);
+        assert_eq!(table.withdraw(p("10.0.0.1/32"), 1), Change::Removed(AttrId(5)));
+        assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), Some(1), Some(9))]);
+        assert!(table.is_clean());
+    }
+
+    #[test]
+    fn the_same_path_again_is_no_change_but_freshens_a_stale_one() {
+        let mut table = Table::<u32>::new(7);
+        table.announce(p("10.0.0.1/32"), path(1, 1));
+        flush(&mut table);
+        assert_eq!(table.mark_stale(1, true), 1);
+        assert!(table.get(p("10.0.0.1/32")).unwrap().0[0].stale);
+        assert_eq!(table.announce(p("10.0.0.1/32"), path(1, 1)), Change::Same);
+        assert!(table.is_clean());
+        assert!(!table.get(p("10.0.0.1/32")).unwrap().0[0].stale);
+    }
+
+    #[test]
+    fn an_emptied_slot_comes_back_within_a_batch() {
+        let mut table = Table::<u32>::new(7);
+        table.announce(p("10.0.0.1/32"), path(1, 1));
+        flush(&mut table);
+        table.withdraw(p("10.0.0.1/32"), 1);
+        assert_eq!(table.len(), 0);
+        assert_eq!(table.announce(p("10.0.0.1/32"), path(1, 1)), Change::Added);
+        assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), Some(1), Some(1))]);
+        assert_eq!(table.len(), 1);
+        assert_eq!(table.withdraw(p("10.0.0.1/32"), 3), Change::Absent);
+        assert_eq!(table.withdraw(p("10.0.0.2/32"), 1), Change::Absent);
+        table.withdraw(p("10.0.0.1/32"), 1);
+        assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), Some(1), None)]);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn removing_a_peer_keeps_the_paths_of_others() {
+        let mut table = Table::<u32>::new(7);
+        for host in 0..100_u32 {
+            let prefix = Prefix::V4(Ipv4Prefix::new(0x0a00_0000 + host, 32));
+            table.announce(prefix, path(1, 1));
+            if host % 2 == 0 {
+                table.announce(prefix, path(2, 2));
+            }
+            if host % 4 == 0 {
+                table.announce(prefix, path(3, 3));
+            }
+        }
+        flush(&mut table);
+        let mut told = 0;
+        table.remove_where(|path| path.peer == 2, |_| told += 1);
+        assert_eq!(told, 50);
+        let changes = flush(&mut table);
+        // Where peer 3 is, peer 2 was not the best; that counts as changed all the same.
+        assert_eq!(changes.len(), 50);
+        assert_eq!(table.len(), 100);
+        table.remove_where(|path| path.peer != 3, |_| told += 1);
+        flush(&mut table);
+        assert_eq!(table.len(), 25);
+        assert_eq!(told, 150);
+        table.for_each(|_, paths, used| assert_eq!((paths, used), (&[path(3, 3)][..], 1)));
+    }
+
+    #[test]
+    fn ipv6_prefixes_keep_all_their_bits() {
+        let mut table = Table::<[u32; 4]>::new(7);
+        let prefixes = [
+            "2001:db8::/32",
+            "2001:db8::1/128",
+            "::/0",
+            "fd65:1:2:3:4:5:6:7/128",
+        ];
+        for (i, text) in prefixes.iter().enumerate() {
+            table.announce(p(text), path(1, i as u32));
+        }
+        for dirty in table.take_dirty() {
+            table.settle(dirty.prefix, highest);
+        }
+        for (i, text) in prefixes.iter().enumerate() {
+            assert_eq!(table.best(p(text)), Some(path(1, i as u32)), "{text}");
+        }
+        assert_eq!(table.best(p("2001:db8::/33")), None);
+    }
+}

@@ -1,0 +1,228 @@
+//! What is taken from a peer, and why not.
+//!
+//! A route that is refused is withdrawn if an earlier version of it was accepted, and kept aside with the reason, so that
+//! `routes` can say why it is not used. Kept aside are so many a peer; beyond that they are only counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use smallvec::SmallVec;
+
+use super::{Peer, Speaker};
+use crate::config::Family;
+use crate::filter::{AttributeView, Community, PeerType, RouteSource, RouteView, Verdict};
+use crate::fsm::{Command, Negotiated, RouteUpdate};
+use crate::rib::attributes::{AttrId, apply};
+use crate::rib::table::PeerIndex;
+use crate::wire::{Notification, PathAttributes, Prefix, cease, code};
+
+/// Refused routes kept for each peer.
+const KEPT: usize = 10_000;
+/// After too many prefixes a peer is left alone for this long.
+const MAX_PREFIX_HOLD: Duration = Duration::from_secs(300);
+
+/// A route that was not taken.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    pub(super) attributes: Arc<PathAttributes>,
+    pub(super) reason: Reason,
+}
+
+/// Why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// RFC 4271 §9.1.2: AS loop.
+    OwnAs(u32),
+    /// RFC 4456 §8.
+    OwnOriginator,
+    /// RFC 4456 §8.
+    OwnCluster,
+    /// RFC 4271 §5.1.3: a next hop that is ourselves.
+    OwnNextHop,
+    /// By that rule, or by the default.
+    Filter(Option<usize>),
+}
+
+impl Reason {
+    pub(super) fn words(self) -> String {
+        match self {
+            Self::OwnAs(asn) => format!("our own AS {asn} is in AS_PATH"),
+            Self::OwnOriginator => "we are its ORIGINATOR_ID".into(),
+            Self::OwnCluster => "our cluster is in CLUSTER_LIST".into(),
+            Self::OwnNextHop => "we are its next hop".into(),
+            Self::Filter(Some(rule)) => format!("import filter, rule {}", rule + 1),
+            Self::Filter(None) => "import filter, default action".into(),
+        }
+    }
+}
+
+impl Peer {
+    fn refuse(&mut self, prefix: Prefix, attributes: &Arc<PathAttributes>, reason: Reason) {
+        if self.refused.len() < KEPT || self.refused.contains_key(&prefix) {
+            self.refused.insert(
+                prefix,
+                Refused {
+                    attributes: Arc::clone(attributes),
+                    reason,
+                },
+            );
+        } else {
+            self.refused_beyond = self.refused_beyond.saturating_add(1);
+        }
+    }
+}
+
+impl Speaker {
+    pub(super) fn import(&mut self, index: PeerIndex, update: RouteUpdate) {
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        let Some((_, negotiated)) = peer.session.clone() else {
+            return;
+        };
+        for list in &update.withdrawn {
+            for nlri in list.iter() {
+                if !self.rib.withdraw(nlri.prefix, index) && !peer.refused.is_empty() {
+                    peer.refused.remove(&nlri.prefix);
+                }
+            }
+        }
+        for (attributes, list) in &update.announced {
+            let loops = loops(&self.config, peer, &negotiated, attributes);
+            if let Some(reason) = loops {
+                for nlri in list.iter() {
+                    self.rib.withdraw(nlri.prefix, index);
+                    peer.refuse(nlri.prefix, attributes, reason);
+                }
+                continue;
+            }
+            let accepted = prefer_others_when_leaving(attributes, &negotiated);
+            let filter = &peer.config.import;
+            // Without rules on prefixes one verdict does for the whole list.
+            let once = !filter.looks_at_prefix();
+            let view = |prefix| RouteView {
+                prefix: IpNetwork::from(prefix),
+                attributes: &*accepted,
+                source: RouteSource::Peer,
+                peer_type: negotiated.peer_type,
+            };
+            let mut verdict: Option<Verdict> = None;
+            // Attribute sets that came of this list, by the rule that made them.
+            let mut made: SmallVec<[(Option<usize>, AttrId); 2]> = SmallVec::new();
+            let mut refused: Vec<(Prefix, Reason)> = Vec::new();
+            for nlri in list.iter() {
+                let prefix = nlri.prefix;
+                let of_this = match verdict {
+                    Some(verdict) if once => verdict,
+                    _ => filter.verdict(&view(prefix)),
+                };
+                verdict = Some(of_this);
+                match of_this {
+                    Verdict::Accept { rule } => {
+                        let known = made.iter().find(|(by, _)| *by == rule).map(|(_, attr)| *attr);
+                        let attr = known.unwrap_or_else(|| {
+                            let attr = match filter.operations(rule) {
+                                [] => self.rib.intern(&accepted),
+                                operations => {
+                                    let mut changed = (*accepted).clone();
+                                    apply(operations, &mut changed);
+                                    self.rib.intern(&Arc::new(changed))
+                                }
+                            };
+                            made.push((rule, attr));
+                            attr
+                        });
+                        self.rib.announce(prefix, index, attr);
+                        if !peer.refused.is_empty() {
+                            peer.refused.remove(&prefix);
+                        }
+                    }
+                    Verdict::Reject { rule } => refused.push((prefix, Reason::Filter(rule))),
+                }
+            }
+            for (_, attr) in made {
+                self.rib.release(attr);
+            }
+            for (prefix, reason) in refused {
+                self.rib.withdraw(prefix, index);
+                peer.refuse(prefix, attributes, reason);
+            }
+        }
+        self.check_max_prefix(index);
+    }
+
+    pub(super) fn check_max_prefix(&mut self, index: PeerIndex) {
+        let Some(peer) = self.peers.get(&index) else {
+            return;
+        };
+        let Some(limit) = peer.config.max_prefix.filter(|_| peer.session.is_some()) else {
+            return;
+        };
+        let over = Family::ALL
+            .into_iter()
+            .find(|family| self.rib.accepted(index, *family) > limit as usize);
+        if let Some(family) = over {
+            // RFC 4486 §4: AFI, SAFI and the limit.
+            let afi_safi = family.afi_safi();
+            let mut data = afi_safi.afi.to_be_bytes().to_vec();
+            data.push(afi_safi.safi);
+            data.extend(limit.to_be_bytes());
+            let notification =
+                Notification::with_data(code::CEASE, cease::MAXIMUM_NUMBER_OF_PREFIXES_REACHED, data);
+            // Its routes are not wanted while it is away, whatever was agreed on restarts.
+            let notification = notification.into_hard_reset();
+            self.order(
+                index,
+                Command::Reset {
+                    notification,
+                    hold: Some(MAX_PREFIX_HOLD),
+                },
+            );
+        }
+    }
+}
+
+/// The checks of the protocol itself, which look at attributes only.
+fn loops(
+    config: &crate::config::SpeakerConfig,
+    peer: &Peer,
+    negotiated: &Negotiated,
+    attributes: &PathAttributes,
+) -> Option<Reason> {
+    let allowed = usize::from(peer.config.allow_as_in);
+    for asn in [config.asn, negotiated.local_asn] {
+        if attributes.as_path.occurrences(asn) > allowed {
+            return Some(Reason::OwnAs(asn));
+        }
+    }
+    if attributes.originator_id == Some(config.router_id) {
+        return Some(Reason::OwnOriginator);
+    }
+    if attributes.cluster_list.contains(&config.effective_cluster_id()) {
+        return Some(Reason::OwnCluster);
+    }
+    let next_hop = attributes.next_hop?.address();
+    let ours = [
+        Some(negotiated.local_address),
+        peer.config.next_hop_v4.map(Into::into),
+        peer.config.next_hop_v6.map(Into::into),
+    ];
+    ours.contains(&Some(next_hop)).then_some(Reason::OwnNextHop)
+}
+
+/// RFC 8326 §4: a route of another AS with GRACEFUL_SHUTDOWN is the last resort.
+fn prefer_others_when_leaving(
+    attributes: &Arc<PathAttributes>,
+    negotiated: &Negotiated,
+) -> Arc<PathAttributes> {
+    let leaving = negotiated.peer_type == PeerType::Ebgp
+        && AttributeView::has_community(&**attributes, Community::GRACEFUL_SHUTDOWN);
+    if !leaving {
+        return Arc::clone(attributes);
+    }
+    Arc::new(PathAttributes {
+        local_pref: Some(0),
+        ..(**attributes).clone()
+    })
+}

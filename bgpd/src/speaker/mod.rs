@@ -1,0 +1,600 @@
+//! A speaker without I/O: the peers as the RIB side sees them, import, graceful restart, and who is told what.
+//!
+//! Sessions ([`crate::fsm::Session`]) live beside it, in tasks of their own or in a simulation; they report by
+//! [`Speaker::handle_session`]. So a session answers and sends keepalives however long the RIB is busy.
+//!
+//! **Contract of the driver.** Feed [`Speaker::handle_session`], [`Speaker::set_originated`], [`Speaker::reconfigure`] and
+//! [`Speaker::handle_timeout`] with a `now` that never goes back; when there is nothing more to feed at the moment, call
+//! [`Speaker::flush`]: that is the end of a batch. Then drain [`Speaker::poll_order`] and [`Speaker::poll_event`], and for each
+//! peer that can write, [`Speaker::poll_output`]. Call `handle_timeout` at [`Speaker::poll_timeout`].
+
+mod import;
+mod restart;
+mod show;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ipnetwork::IpNetwork;
+
+use crate::config::{Family, PeerConfig, SpeakerConfig};
+use crate::filter::{Community, PeerType};
+use crate::fsm::{Command, ConnId, Counters, Identity, Negotiated, SessionEvent};
+use crate::rib::export::GroupKey;
+use crate::rib::table::{LOCAL, PeerIndex};
+use crate::rib::{Rib, RibPeer};
+use crate::view::{Event, OriginAttributes, RouteChange, State};
+use crate::wire::{
+    self, EncodeContext, FamilyContext, LargeCommunity, Notification, PathAttributes, Prefix, cease, code,
+};
+
+use import::Refused;
+use restart::Sync;
+
+/// Peers may ask for our table this often; more often is coalesced.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the driver must do with sessions.
+#[derive(Debug)]
+pub enum Order {
+    /// Make a session and start it.
+    Spawn {
+        /// Its index in all later calls.
+        peer: PeerIndex,
+        /// Its configuration.
+        config: Box<PeerConfig>,
+        /// Ours.
+        identity: Identity,
+    },
+    /// Pass a command on.
+    Command {
+        /// To whom.
+        peer: PeerIndex,
+        /// Which.
+        command: Command,
+    },
+    /// Let go of a session after its commands are carried out.
+    Remove {
+        /// Which.
+        peer: PeerIndex,
+    },
+}
+
+/// Finished bytes for one connection.
+#[derive(Debug)]
+pub struct Output {
+    /// The connection they belong to; on any other they are to be dropped.
+    pub conn: ConnId,
+    /// Whole messages, in order.
+    pub bytes: Vec<Bytes>,
+    /// How many messages.
+    pub messages: u64,
+}
+
+#[derive(Debug)]
+struct Peer {
+    config: PeerConfig,
+    state: State,
+    since: Instant,
+    last_error: Option<String>,
+    session: Option<(ConnId, Arc<Negotiated>)>,
+    /// The AS learned from the last OPEN.
+    learned_asn: Option<u32>,
+    counters: Arc<Counters>,
+    established_count: u64,
+    refused: BTreeMap<Prefix, Refused>,
+    refused_beyond: usize,
+    end_of_rib: [bool; 2],
+    /// Families whose paths wait for the peer's return, and until when.
+    stale: Vec<Family>,
+    stale_until: Option<Instant>,
+    sync: Sync,
+    /// ROUTE-REFRESH: when the last one was answered, and which wait.
+    refreshed: Option<Instant>,
+    refresh_waits: Vec<Family>,
+}
+
+/// See the head of the file.
+#[derive(Debug)]
+pub struct Speaker {
+    config: SpeakerConfig,
+    rib: Rib,
+    peers: BTreeMap<PeerIndex, Peer>,
+    next_index: PeerIndex,
+    originated: BTreeMap<Prefix, OriginAttributes>,
+    originated_once: bool,
+    in_sync: bool,
+    sync_deadline: Instant,
+    orders: VecDeque<Order>,
+    events: VecDeque<Event>,
+    /// Route changes not yet taken, by prefix: a slow reader costs one entry a prefix.
+    routes: BTreeMap<IpNetwork, Vec<IpAddr>>,
+}
+
+pub(crate) fn at(family: Family) -> usize {
+    match family {
+        Family::Ipv4Unicast => 0,
+        Family::Ipv6Unicast => 1,
+    }
+}
+
+impl Speaker {
+    /// A speaker whose peers are about to be spawned: drain [`Speaker::poll_order`].
+    pub fn new(config: SpeakerConfig, now: Instant, seed: u64) -> Self {
+        let mut speaker = Self {
+            rib: Rib::new(config.multipath, seed),
+            peers: BTreeMap::new(),
+            next_index: LOCAL + 1,
+            originated: BTreeMap::new(),
+            originated_once: false,
+            in_sync: false,
+            sync_deadline: now + config.initial_sync_cap,
+            orders: VecDeque::new(),
+            events: VecDeque::new(),
+            routes: BTreeMap::new(),
+            config,
+        };
+        for peer in speaker.config.peers.clone() {
+            speaker.add_peer(peer, now);
+        }
+        speaker.check_sync(now);
+        speaker
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &SpeakerConfig {
+        &self.config
+    }
+
+    /// The index of a peer.
+    pub fn peer_index(&self, name: &str) -> Option<PeerIndex> {
+        self.peers
+            .iter()
+            .find(|(_, peer)| peer.config.name == name)
+            .map(|(index, _)| *index)
+    }
+
+    /// The peer that a connection from `address` belongs to.
+    pub fn peer_at(&self, address: IpAddr) -> Option<PeerIndex> {
+        self.peers
+            .iter()
+            .find(|(_, peer)| peer.config.address == address)
+            .map(|(index, _)| *index)
+    }
+
+    /// Lets the summary read a session's message counters.
+    pub fn attach_counters(&mut self, peer: PeerIndex, counters: Arc<Counters>) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.counters = counters;
+        }
+    }
+
+    /// Whether anybody reads [`Event::Routes`]; if not, none are made.
+    pub fn report_routes(&mut self, wanted: bool) {
+        self.rib.report_changes(wanted);
+        if !wanted {
+            self.routes.clear();
+        }
+    }
+
+    /// How far a peer may lag behind before it is only told the state of what it missed.
+    pub fn set_lag_limit(&mut self, bytes: u64) {
+        self.rib.set_lag_limit(bytes);
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            router_id: self.config.router_id,
+            asn: self.config.asn,
+            graceful_restart: self.config.graceful_restart.clone(),
+        }
+    }
+
+    fn add_peer(&mut self, config: PeerConfig, now: Instant) {
+        let mut index = self.next_index;
+        while index == LOCAL || self.peers.contains_key(&index) {
+            index = index.wrapping_add(1);
+        }
+        self.next_index = index.wrapping_add(1);
+        let identity = self.identity();
+        self.orders.push_back(Order::Spawn {
+            peer: index,
+            config: Box::new(config.clone()),
+            identity,
+        });
+        self.peers.insert(
+            index,
+            Peer {
+                sync: if config.shutdown || self.in_sync {
+                    Sync::Done
+                } else {
+                    Sync::Awaited
+                },
+                config,
+                state: State::Idle,
+                since: now,
+                last_error: None,
+                session: None,
+                learned_asn: None,
+                counters: Arc::default(),
+                established_count: 0,
+                refused: BTreeMap::new(),
+                refused_beyond: 0,
+                end_of_rib: [false; 2],
+                stale: Vec::new(),
+                stale_until: None,
+                refreshed: None,
+                refresh_waits: Vec::new(),
+            },
+        );
+    }
+
+    fn order(&mut self, peer: PeerIndex, command: Command) {
+        self.orders.push_back(Order::Command { peer, command });
+    }
+
+    // --- inputs ------------------------------------------------------------------------------------------------------
+
+    /// Applies the difference to a new configuration, which must be without [`SpeakerConfig::problems`].
+    pub fn reconfigure(&mut self, config: SpeakerConfig, now: Instant) {
+        let old = std::mem::replace(&mut self.config, config);
+        self.rib.set_multipath(self.config.multipath);
+        let identity = self.identity();
+        let new_peers = self.config.peers.clone();
+
+        // A peer at another address is another peer.
+        let gone: Vec<PeerIndex> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| {
+                let name_and_address = |c: &PeerConfig| (c.name.clone(), c.address);
+                !new_peers
+                    .iter()
+                    .any(|c| name_and_address(c) == name_and_address(&peer.config))
+            })
+            .map(|(index, _)| *index)
+            .collect();
+        for index in gone {
+            let notification = Notification::new(code::CEASE, cease::PEER_DECONFIGURED);
+            self.order(index, Command::Stop(Some(notification)));
+            self.orders.push_back(Order::Remove { peer: index });
+            self.rib.forget_peer(index);
+            self.peers.remove(&index);
+        }
+        let open_changed = |peer: &PeerConfig| {
+            let gr = |c: &SpeakerConfig| (c.graceful_restart.enabled, c.graceful_restart.restart_time);
+            old.router_id != self.config.router_id
+                || peer.local_asn.is_none() && old.asn != self.config.asn
+                || gr(&old) != gr(&self.config)
+        };
+        let open_changed: Vec<bool> = new_peers.iter().map(open_changed).collect();
+        for (new, open_changed) in new_peers.into_iter().zip(open_changed) {
+            match self.peer_index(&new.name) {
+                None => self.add_peer(new, now),
+                Some(index) => self.reconfigure_peer(index, new, &identity, open_changed),
+            }
+        }
+        self.check_sync(now);
+        self.flush();
+    }
+
+    fn reconfigure_peer(
+        &mut self,
+        index: PeerIndex,
+        new: PeerConfig,
+        identity: &Identity,
+        open_changed: bool,
+    ) {
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        let old = std::mem::replace(&mut peer.config, new.clone());
+        let session = peer.session.clone();
+        if old != new || open_changed {
+            self.order(
+                index,
+                Command::Reconfigure(Box::new(new.clone()), identity.clone()),
+            );
+        }
+        if new.shutdown != old.shutdown {
+            let stop = Command::Stop(Some(Notification::shutdown(&new.description)));
+            self.order(index, if new.shutdown { stop } else { Command::Start });
+            return;
+        }
+        if open_changed || old.needs_reset(&new) {
+            let notification = Notification::new(code::CEASE, cease::OTHER_CONFIGURATION_CHANGE);
+            self.order(
+                index,
+                Command::Reset {
+                    notification,
+                    hold: None,
+                },
+            );
+            return;
+        }
+        let Some((_, negotiated)) = session else { return };
+        if old.rr_client != new.rr_client {
+            // What its routes become for others depends on it, the identity included: they are asked for again.
+            for family in &negotiated.families {
+                self.rib.drop_paths(index, *family);
+            }
+            self.rib.set_peer(index, rib_peer(&new, &negotiated));
+        }
+        for family in &negotiated.families {
+            let key = self.group_key(&new, &negotiated, *family);
+            self.rib.regroup(index, key);
+        }
+        let import = |c: &PeerConfig| (c.import.clone(), c.allow_as_in, c.rr_client);
+        if import(&old) != import(&new) {
+            if negotiated.route_refresh {
+                for family in &negotiated.families {
+                    self.order(index, Command::RequestRefresh(*family));
+                }
+            } else {
+                let notification = Notification::new(code::CEASE, cease::OTHER_CONFIGURATION_CHANGE);
+                self.order(
+                    index,
+                    Command::Reset {
+                        notification,
+                        hold: None,
+                    },
+                );
+            }
+        }
+        self.check_max_prefix(index);
+    }
+
+    /// Declares everything we originate.
+    pub fn set_originated(&mut self, prefixes: BTreeMap<IpNetwork, OriginAttributes>, now: Instant) {
+        let wanted: BTreeMap<Prefix, OriginAttributes> = prefixes
+            .into_iter()
+            .map(|(network, attributes)| (Prefix::from(network), attributes))
+            .collect();
+        let gone: Vec<Prefix> = self
+            .originated
+            .keys()
+            .filter(|prefix| !wanted.contains_key(prefix))
+            .copied()
+            .collect();
+        for prefix in gone {
+            self.rib.withdraw(prefix, LOCAL);
+        }
+        for (prefix, attributes) in &wanted {
+            if self.originated.get(prefix) != Some(attributes) {
+                let attr = self.rib.intern(&Arc::new(origin_attributes(attributes)));
+                self.rib.announce(*prefix, LOCAL, attr);
+                self.rib.release(attr);
+            }
+        }
+        self.originated = wanted;
+        self.originated_once = true;
+        self.check_sync(now);
+    }
+
+    /// Takes in what a session reports.
+    pub fn handle_session(&mut self, index: PeerIndex, event: SessionEvent, now: Instant) {
+        match event {
+            SessionEvent::Update(update) => {
+                self.import(index, update);
+                return;
+            }
+            SessionEvent::State { state, reason } => self.state_changed(index, state, reason, now),
+            SessionEvent::Established(conn, negotiated) => self.established(index, conn, negotiated, now),
+            SessionEvent::Down { reason, retain } => self.down(index, &reason, retain, now),
+            SessionEvent::AttemptFailed { reason } => {
+                if let Some(peer) = self.peers.get_mut(&index) {
+                    peer.last_error = Some(reason);
+                    peer.sync = Sync::Done;
+                }
+            }
+            SessionEvent::EndOfRib(family) => self.end_of_rib(index, family),
+            SessionEvent::Refresh(family) => self.refresh(index, family, now),
+        }
+        self.check_sync(now);
+    }
+
+    fn state_changed(&mut self, index: PeerIndex, state: State, reason: Option<String>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        peer.state = state;
+        peer.since = now;
+        if reason.is_some() {
+            peer.last_error = reason.clone();
+        }
+        self.events.push_back(Event::PeerState {
+            peer: peer.config.name.clone(),
+            address: peer.config.address,
+            state,
+            reason,
+        });
+    }
+
+    fn established(&mut self, index: PeerIndex, conn: ConnId, negotiated: Arc<Negotiated>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        peer.session = Some((conn, Arc::clone(&negotiated)));
+        peer.learned_asn = Some(negotiated.peer_asn);
+        peer.established_count += 1;
+        peer.end_of_rib = [false; 2];
+        peer.refused.clear();
+        peer.refused_beyond = 0;
+        peer.refreshed = None;
+        peer.refresh_waits.clear();
+        let identity = rib_peer(&peer.config, &negotiated);
+        self.returned(index, &negotiated, now);
+        self.rib.set_peer(index, identity);
+        for family in &negotiated.families {
+            let Some(peer) = self.peers.get(&index) else {
+                return;
+            };
+            let key = self.group_key(&peer.config, &negotiated, *family);
+            self.rib.join(index, key);
+        }
+    }
+
+    fn refresh(&mut self, index: PeerIndex, family: Family, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        if peer.session.is_none() {
+            return;
+        }
+        // A walk costs us much and the peer nothing: once a second is enough for anybody.
+        if peer.refreshed.is_some_and(|at| now < at + REFRESH_INTERVAL) {
+            if !peer.refresh_waits.contains(&family) {
+                peer.refresh_waits.push(family);
+            }
+            return;
+        }
+        if peer.refresh_waits.is_empty() {
+            // Both families may be asked for at once.
+            peer.refresh_waits.push(family);
+        }
+        peer.refreshed = Some(now);
+        for family in std::mem::take(&mut peer.refresh_waits) {
+            self.rib.refresh(index, family);
+        }
+    }
+
+    /// Fires what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.expire_stale(now);
+        let due: Vec<(PeerIndex, Family)> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.refreshed.is_some_and(|at| now >= at + REFRESH_INTERVAL))
+            .filter_map(|(index, p)| Some((*index, *p.refresh_waits.first()?)))
+            .collect();
+        for (index, family) in due {
+            self.refresh(index, family, now);
+        }
+        self.check_sync(now);
+    }
+
+    /// When [`Speaker::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let sync = (!self.in_sync).then_some(self.sync_deadline);
+        let peers = self.peers.values().flat_map(|peer| {
+            let refresh = peer.refreshed.filter(|_| !peer.refresh_waits.is_empty());
+            [peer.stale_until, refresh.map(|at| at + REFRESH_INTERVAL)]
+        });
+        peers.chain([sync]).flatten().min()
+    }
+
+    // --- outputs -----------------------------------------------------------------------------------------------------
+
+    /// Ends a batch of inputs.
+    pub fn flush(&mut self) {
+        self.rib.flush();
+        for change in self.rib.take_changes() {
+            self.routes.insert(change.prefix, change.next_hops);
+        }
+    }
+
+    /// What to do with sessions, oldest first.
+    pub fn poll_order(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+
+    /// What to tell the program around us. Route changes come first: [`Event::InitialSync`] never overtakes them.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        if !self.routes.is_empty() {
+            let routes = std::mem::take(&mut self.routes);
+            let changes = routes
+                .into_iter()
+                .map(|(prefix, next_hops)| RouteChange { prefix, next_hops });
+            return Some(Event::Routes(changes.collect()));
+        }
+        self.events.pop_front()
+    }
+
+    /// Whether [`Speaker::poll_event`] has something.
+    pub fn has_event(&self) -> bool {
+        !self.routes.is_empty() || !self.events.is_empty()
+    }
+
+    /// About `max` bytes of finished messages for a peer, if it is established and there is something.
+    pub fn poll_output(&mut self, index: PeerIndex, max: usize) -> Option<Output> {
+        let hold_end = self.holds_end_of_rib();
+        let conn = self.peers.get(&index)?.session.as_ref()?.0;
+        if !self.rib.has_output(index, hold_end) {
+            return None;
+        }
+        let (bytes, messages) = self.rib.read(index, max, hold_end);
+        (!bytes.is_empty()).then_some(Output {
+            conn,
+            bytes,
+            messages,
+        })
+    }
+
+    fn group_key(&self, config: &PeerConfig, negotiated: &Negotiated, family: Family) -> GroupKey {
+        let context = |of| FamilyContext {
+            negotiated: negotiated.families.contains(&of),
+            add_path: false,
+            extended_next_hop: negotiated.extended_next_hop && of == Family::Ipv4Unicast,
+        };
+        let (v4, v6) = match negotiated.local_address {
+            IpAddr::V4(address) => (Some(address), None),
+            IpAddr::V6(address) => (address.to_ipv4_mapped(), usable(address)),
+        };
+        GroupKey {
+            family,
+            encode: EncodeContext {
+                four_octet_as: negotiated.four_octet_as,
+                ebgp: negotiated.peer_type == PeerType::Ebgp,
+                extended_messages: false,
+                ipv4: context(Family::Ipv4Unicast),
+                ipv6: context(Family::Ipv6Unicast),
+            },
+            peer_type: negotiated.peer_type,
+            local_asn: negotiated.local_asn,
+            rr_client: config.rr_client,
+            cluster_id: self.config.effective_cluster_id(),
+            next_hop: config.next_hop,
+            self_v4: config.next_hop_v4.or(v4),
+            self_v6: config.next_hop_v6.or(v6),
+            filter: Arc::new(config.export.clone()),
+        }
+    }
+}
+
+fn usable(address: Ipv6Addr) -> Option<Ipv6Addr> {
+    address.to_ipv4_mapped().is_none().then_some(address)
+}
+
+fn rib_peer(config: &PeerConfig, negotiated: &Negotiated) -> RibPeer {
+    RibPeer {
+        peer_type: negotiated.peer_type,
+        router_id: negotiated.peer_router_id.to_bits(),
+        address: config.address,
+        rr_client: config.rr_client && negotiated.peer_type == PeerType::Ibgp,
+    }
+}
+
+fn origin_attributes(origin: &OriginAttributes) -> PathAttributes {
+    let mut attributes = PathAttributes {
+        next_hop: origin.next_hop.map(Into::into),
+        local_pref: origin.local_pref,
+        med: origin.med,
+        ..PathAttributes::default()
+    };
+    for community in &origin.communities {
+        match *community {
+            Community::Standard(value) => attributes.add_community(wire::Community(value)),
+            Community::Large(global, local1, local2) => {
+                attributes.add_large_community(LargeCommunity {
+                    global,
+                    local1,
+                    local2,
+                });
+            }
+        }
+    }
+    attributes
+}

@@ -1,0 +1,294 @@
+//! The rows behind `summary`, `neighbors` and `routes`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+
+use super::{Peer, Speaker, at};
+use crate::config::{Family, PeerAs};
+use crate::filter::PeerType;
+use crate::rib::ShownPath;
+use crate::rib::table::{LOCAL, PeerIndex};
+use crate::view::{
+    FamilyCounts, Neighbor, PeerRestart, PeerSummary, PrefixQuery, Route, RouteQuery, RouteStatus,
+    RouteViewKind, Summary,
+};
+use crate::wire::{Origin, PathAttributes, Prefix};
+
+impl Speaker {
+    /// The speaker and its peers at a glance.
+    pub fn summary(&self, now: Instant) -> Summary {
+        Summary {
+            router_id: self.config.router_id,
+            asn: self.config.asn,
+            in_sync: self.in_sync,
+            prefixes: Family::ALL
+                .into_iter()
+                .map(|family| (family, self.rib.prefixes(family)))
+                .collect(),
+            attribute_sets: self.rib.attribute_sets(),
+            peers: self
+                .in_config_order()
+                .map(|(index, peer)| self.peer_summary(index, peer, now))
+                .collect(),
+        }
+    }
+
+    /// Every peer in detail.
+    pub fn neighbors(&self, now: Instant) -> Vec<Neighbor> {
+        self.in_config_order()
+            .map(|(index, peer)| self.neighbor(index, peer, now))
+            .collect()
+    }
+
+    fn in_config_order(&self) -> impl Iterator<Item = (PeerIndex, &Peer)> {
+        self.config.peers.iter().filter_map(|config| {
+            let found = self
+                .peers
+                .iter()
+                .find(|(_, peer)| peer.config.name == config.name);
+            found.map(|(index, peer)| (*index, peer))
+        })
+    }
+
+    fn peer_summary(&self, index: PeerIndex, peer: &Peer, now: Instant) -> PeerSummary {
+        let counts = self.counts(index, peer);
+        let sum = |of: fn(&FamilyCounts) -> usize| counts.values().map(of).sum();
+        let configured = match peer.config.asn {
+            PeerAs::Fixed(asn) => Some(asn),
+            PeerAs::Internal => Some(peer.config.local_asn.unwrap_or(self.config.asn)),
+            PeerAs::External | PeerAs::Any => None,
+        };
+        let asn = configured.or(peer.learned_asn);
+        let ours = peer.config.local_asn.unwrap_or(self.config.asn);
+        let accepted: usize = sum(|c| c.accepted);
+        PeerSummary {
+            name: peer.config.name.clone(),
+            address: peer.config.address,
+            asn,
+            peer_type: asn.map(|asn| {
+                if asn == ours {
+                    PeerType::Ibgp
+                } else {
+                    PeerType::Ebgp
+                }
+            }),
+            state: peer.state,
+            since_seconds: now.saturating_duration_since(peer.since).as_secs(),
+            received: accepted + sum(|c| c.refused),
+            accepted,
+            advertised: sum(|c| c.advertised),
+            messages_in: peer.counters.messages_in.load(Ordering::Relaxed),
+            messages_out: peer.counters.messages_out.load(Ordering::Relaxed),
+            last_error: peer.last_error.clone(),
+            description: peer.config.description.clone(),
+        }
+    }
+
+    fn counts(&self, index: PeerIndex, peer: &Peer) -> BTreeMap<Family, FamilyCounts> {
+        let families = peer.config.families.iter().map(|family| {
+            let refused = peer
+                .refused
+                .keys()
+                .filter(|prefix| prefix.family() == *family)
+                .count();
+            // Those beyond what is kept are not told apart by family.
+            let beyond = if peer.config.families.first() == Some(family) {
+                peer.refused_beyond
+            } else {
+                0
+            };
+            let counts = FamilyCounts {
+                accepted: self.rib.accepted(index, *family),
+                refused: refused + beyond,
+                advertised: self.rib.advertised(index, *family),
+                end_of_rib: peer.session.is_some() && peer.end_of_rib.get(at(*family)) == Some(&true),
+            };
+            (*family, counts)
+        });
+        families.collect()
+    }
+
+    fn neighbor(&self, index: PeerIndex, peer: &Peer, now: Instant) -> Neighbor {
+        let negotiated = peer.session.as_ref().map(|(_, negotiated)| negotiated);
+        let stale = peer
+            .stale
+            .iter()
+            .map(|family| self.rib.stale(index, *family))
+            .sum();
+        Neighbor {
+            summary: self.peer_summary(index, peer, now),
+            router_id: negotiated.map(|n| n.peer_router_id),
+            local_address: negotiated.map(|n| n.local_address),
+            local_asn: peer.config.local_asn.unwrap_or(self.config.asn),
+            hold_time: negotiated.map(|n| n.hold_time.as_secs()),
+            keepalive: negotiated.map(|n| n.keepalive.as_secs()),
+            families: negotiated.map(|n| n.families.clone()).unwrap_or_default(),
+            four_octet_as: negotiated.is_some_and(|n| n.four_octet_as),
+            route_refresh: negotiated.is_some_and(|n| n.route_refresh),
+            extended_next_hop: negotiated.is_some_and(|n| n.extended_next_hop),
+            graceful_restart: negotiated
+                .and_then(|n| n.graceful_restart.as_ref())
+                .map(|restart| PeerRestart {
+                    restart_time: u16::try_from(restart.restart_time.as_secs()).unwrap_or(u16::MAX),
+                    restarting: restart.restarting,
+                    notification: restart.notification,
+                    families: restart.families.iter().map(|(family, _)| *family).collect(),
+                }),
+            rr_client: peer.config.rr_client,
+            stale,
+            by_family: self.counts(index, peer),
+            established_count: peer.established_count,
+        }
+    }
+
+    /// Paths, sorted by prefix, best first, refused ones last.
+    pub fn routes(&self, query: &RouteQuery) -> Vec<Route> {
+        let peer = query.peer.as_deref().map(|name| self.peer_index(name));
+        // An unknown peer has no routes.
+        if peer == Some(None) {
+            return Vec::new();
+        }
+        let peer = peer.flatten();
+        let longest = match query.prefix {
+            Some(PrefixQuery::Longest(address)) => match self.longest(address) {
+                Some(prefix) => Some(prefix),
+                None => return Vec::new(),
+            },
+            _ => None,
+        };
+        let wanted = |prefix: Prefix| match query.prefix {
+            None => true,
+            Some(PrefixQuery::Exact(network)) => Prefix::from(network) == prefix,
+            Some(PrefixQuery::Within(network)) => is_within(network, prefix),
+            Some(PrefixQuery::Longest(_)) => longest == Some(prefix),
+        };
+        let mut rows = Vec::new();
+        for family in Family::ALL {
+            if query.view == RouteViewKind::Advertised {
+                let Some(peer) = peer else { continue };
+                for (prefix, source, attributes) in self.rib.advertised_paths(peer, family, wanted) {
+                    rows.push(self.row(prefix, source, &attributes, RouteStatus::Advertised, None, false));
+                }
+                continue;
+            }
+            for (prefix, paths) in self.rib.paths(family, wanted) {
+                for shown in paths {
+                    self.push_path(prefix, &shown, peer, query.view, &mut rows);
+                }
+            }
+        }
+        if matches!(query.view, RouteViewKind::All | RouteViewKind::Received) {
+            for (index, of) in self
+                .peers
+                .iter()
+                .filter(|(index, _)| peer.is_none_or(|p| p == **index))
+            {
+                for (prefix, refused) in of.refused.iter().filter(|(prefix, _)| wanted(**prefix)) {
+                    let reason = Some(refused.reason.words());
+                    rows.push(self.row(
+                        *prefix,
+                        *index,
+                        &refused.attributes,
+                        RouteStatus::Refused,
+                        reason,
+                        false,
+                    ));
+                }
+            }
+        }
+        // Stable: within a prefix the order of the decision stays.
+        rows.sort_by_key(|route| Prefix::from(route.prefix));
+        if query.limit > 0 {
+            rows.truncate(query.limit);
+        }
+        rows
+    }
+
+    fn push_path(
+        &self,
+        prefix: Prefix,
+        shown: &ShownPath,
+        peer: Option<PeerIndex>,
+        view: RouteViewKind,
+        rows: &mut Vec<Route>,
+    ) {
+        let used = shown.rank < shown.used;
+        let wanted = match view {
+            RouteViewKind::Best => used,
+            RouteViewKind::Received | RouteViewKind::Accepted => shown.path.peer != LOCAL,
+            RouteViewKind::All | RouteViewKind::Advertised => true,
+        };
+        if !wanted || peer.is_some_and(|peer| peer != shown.path.peer) {
+            return;
+        }
+        let (status, reason) = match (shown.rank, used) {
+            (0, _) => (
+                RouteStatus::Best,
+                shown.step.map(|step| format!("won by {}", step.words())),
+            ),
+            (_, true) => (RouteStatus::Multipath, Some("equal to the best".to_owned())),
+            _ => (
+                RouteStatus::Lost,
+                shown.step.map(|step| format!("lost by {}", step.words())),
+            ),
+        };
+        rows.push(self.row(
+            prefix,
+            shown.path.peer,
+            &shown.attributes,
+            status,
+            reason,
+            shown.path.stale,
+        ));
+    }
+
+    fn row(
+        &self,
+        prefix: Prefix,
+        peer: PeerIndex,
+        attributes: &PathAttributes,
+        status: RouteStatus,
+        reason: Option<String>,
+        stale: bool,
+    ) -> Route {
+        let standard = attributes.communities.iter().map(ToString::to_string);
+        let large = attributes.large_communities.iter().map(ToString::to_string);
+        Route {
+            prefix: IpNetwork::from(prefix),
+            peer: self.peers.get(&peer).map(|peer| peer.config.name.clone()),
+            status,
+            reason,
+            stale,
+            next_hop: attributes.next_hop.map(|next_hop| next_hop.address()),
+            as_path: attributes.as_path.to_string(),
+            origin: match attributes.origin {
+                Origin::Igp => "IGP",
+                Origin::Egp => "EGP",
+                Origin::Incomplete => "incomplete",
+            },
+            local_pref: attributes.local_pref,
+            med: attributes.med,
+            communities: standard.chain(large).collect(),
+            originator_id: attributes.originator_id,
+            cluster_list: attributes.cluster_list.to_vec(),
+        }
+    }
+
+    fn longest(&self, address: std::net::IpAddr) -> Option<Prefix> {
+        let family = Family::of(&address);
+        (0..=family.max_prefix_length()).rev().find_map(|len| {
+            let prefix = Prefix::from(IpNetwork::new(address, len).ok()?);
+            self.rib.has(prefix).then_some(prefix)
+        })
+    }
+}
+
+fn is_within(network: IpNetwork, prefix: Prefix) -> bool {
+    let inner = IpNetwork::from(prefix);
+    network.is_ipv4() == inner.is_ipv4()
+        && network.prefix() <= inner.prefix()
+        && network.contains(inner.network())
+}
