@@ -14,6 +14,7 @@ pub mod calc;
 pub mod config;
 pub mod linkmon;
 pub mod nft;
+pub mod reconcile;
 pub mod render;
 pub mod routetable;
 pub mod status;

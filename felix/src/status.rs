@@ -18,6 +18,8 @@ pub struct Status {
     pub learned_in_sync: bool,
     /// The kernel has what was last calculated.
     pub applied: bool,
+    /// All objects up to this mod revision were looked at, and the policy that follows from them is in the kernel.
+    pub revision: u64,
     /// Local endpoints, by id.
     pub endpoints: BTreeMap<EndpointId, EndpointStatus>,
     /// Objects that were left out of the calculation, with the reason.
@@ -87,7 +89,7 @@ pub struct Counters {
     pub route_dumps: u64,
     /// Times the kernel's event queue overran; each is followed by a dump.
     pub event_overruns: u64,
-    /// Sysctls that had to be set back.
+    /// Sysctls that had another value and were written.
     pub sysctl_repairs: u64,
     /// Tracked connections that a stricter policy cut.
     pub connections_cut: u64,

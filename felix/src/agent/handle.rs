@@ -191,7 +191,17 @@ impl AgentHandle {
     /// an object; [`WaitError::Gone`].
     pub async fn wait_applied(&self, endpoint: &EndpointId, revision: u64) -> Result<(), WaitError> {
         self.wait_for(|status| {
-            let found = status.endpoints.get(endpoint)?;
+            let Some(found) = status.endpoints.get(endpoint) else {
+                // Seen, and left out: an object that cannot be used as it is.
+                let object = format!("WorkloadEndpoint {endpoint}");
+                let problem = status.problems.iter().find(|problem| problem.object == object)?;
+                return (status.revision >= revision).then(|| {
+                    Err(WaitError::Refused {
+                        endpoint: endpoint.clone(),
+                        reason: problem.message.clone(),
+                    })
+                });
+            };
             if found.revision < revision {
                 return None;
             }

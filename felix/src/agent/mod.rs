@@ -16,8 +16,81 @@
 //! Nothing is written before the store has been read whole ([`StoreEvent::InSync`]); until then the kernel keeps what
 //! the previous agent left there. Dropping the handle stops the agent and leaves the kernel as it is.
 
+mod cleanup;
 mod handle;
+mod kernel;
+mod owner;
 
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+pub use cleanup::{Cleaned, cleanup};
 pub use handle::{AgentGone, AgentHandle, LearnedRoute, NextHop, StoreEvent, WaitError};
 
 pub use crate::config::AgentConfig;
+use handle::Shared;
+use owner::Owner;
+
+/// Why no agent could be started.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent cannot start: {0}")]
+pub struct SpawnError(#[from] io::Error);
+
+/// The agent of a node.
+#[derive(Debug)]
+pub struct Agent;
+
+impl Agent {
+    /// Starts the agent on a thread of its own, in the network namespace of the calling thread, and returns when its
+    /// sockets are open. `store` brings the changes of the store; an agent whose `store` ends goes on looking after what
+    /// it has.
+    ///
+    /// # Errors
+    /// A socket or thread could not be had.
+    pub fn spawn(
+        config: AgentConfig,
+        store: mpsc::Receiver<Vec<StoreEvent>>,
+    ) -> Result<AgentHandle, SpawnError> {
+        let shared = Arc::new(Shared::default());
+        let (advertise, advertised) = watch::channel(BTreeSet::new());
+        let (publish, published) = watch::channel(0);
+        let (report, opened) = std::sync::mpsc::sync_channel(1);
+        let inner = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("felix".to_owned())
+            .spawn(move || {
+                let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        // The receiver waits for exactly this.
+                        let _ = report.send(Err(error));
+                        return;
+                    }
+                };
+                runtime.block_on(async {
+                    match Owner::open(config, inner, advertise, publish) {
+                        Ok(owner) => {
+                            let _ = report.send(Ok(()));
+                            owner.run(store).await;
+                        }
+                        Err(error) => {
+                            let _ = report.send(Err(error));
+                        }
+                    }
+                });
+            })?;
+        let opened = opened
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("its thread ended at once")));
+        opened?;
+        Ok(AgentHandle {
+            shared,
+            advertise: advertised,
+            published,
+            thread: Some(thread),
+        })
+    }
+}

@@ -139,7 +139,7 @@ fn the_result_does_not_depend_on_how_it_came_about() {
     let mut strangers = base.clone();
     strangers.push(workload("n1", "x", "10.65.0.9/32", "2025-01-01T00:00:00Z", 9));
     strangers.push(gone(strangers.last().unwrap()));
-    let mut reverted = base.clone();
+    let mut reverted = base;
     reverted.push(policy("p", "Deny"));
     reverted.push(policy("p", "Allow"));
     for (name, events) in [

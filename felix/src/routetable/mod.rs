@@ -368,24 +368,27 @@ impl RouteTable {
         Ok(done)
     }
 
-    /// Adds and replaces what is wanted. Afterwards nothing is dirty; what could not be done is in
-    /// [`RouteTable::failures`].
+    /// Adds and replaces what is wanted by the classes for which `now` holds. Of these nothing is dirty afterwards; what
+    /// could not be done is in [`RouteTable::failures`].
     ///
     /// # Errors
     /// The connection failed; dump and begin again.
-    pub fn add(&mut self, rtnl: &mut Rtnl, links: &Links) -> Result<Done, Error> {
+    pub fn add(
+        &mut self,
+        rtnl: &mut Rtnl,
+        links: &Links,
+        now: impl Fn(Class) -> bool,
+    ) -> Result<Done, Error> {
         let mut plan = Vec::new();
         for prefix in std::mem::take(&mut self.dirty) {
-            let Some(target) = self
-                .wanted
-                .get(&prefix)
-                .and_then(|classes| classes.values().next())
-            else {
+            let winner = self.wanted.get(&prefix).and_then(|classes| classes.iter().next());
+            let Some((class, target)) = winner else {
                 if self.actual_of(prefix).next().is_none() {
                     self.failed.remove(&prefix);
                 }
                 continue;
             };
+            let allowed = now(*class);
             let path = match resolve(target, links) {
                 Ok(path) => path,
                 Err(reason) => {
@@ -397,6 +400,9 @@ impl RouteTable {
             match self.actual.get(&key) {
                 Some(actual) if actual.satisfies(&path) => {
                     self.failed.remove(&prefix);
+                }
+                _ if !allowed => {
+                    self.dirty.insert(prefix);
                 }
                 actual => plan.push((key, path, actual.is_some())),
             }

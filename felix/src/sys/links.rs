@@ -1,6 +1,6 @@
 //! Interfaces, addresses and neighbours of a namespace: read, and made as they should be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -165,6 +165,25 @@ pub fn addresses(rtnl: &mut Rtnl, index: u32) -> Result<Vec<(IpAddr, u8)>, Error
             _ => None,
         })
         .collect())
+}
+
+/// Addresses of the host itself, on whatever interface.
+///
+/// # Errors
+/// See [`Error`].
+pub fn own_addresses(rtnl: &mut Rtnl) -> Result<BTreeSet<IpAddr>, Error> {
+    let found = rtnl.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let attributes = found.iter().flat_map(|message| match message {
+        RouteNetlinkMessage::NewAddress(message) => message.attributes.as_slice(),
+        _ => &[],
+    });
+    let local = attributes.filter_map(|attribute| match attribute {
+        // Of a point-to-point interface the other one is the peer's.
+        AddressAttribute::Local(address) => Some(*address),
+        AddressAttribute::Address(address) if address.is_ipv6() => Some(*address),
+        _ => None,
+    });
+    Ok(local.collect())
 }
 
 /// A permanent neighbour entry.

@@ -3,6 +3,7 @@
 //! All of it is blocking and meant for a thread of its own: a netlink socket belongs to the network namespace of the
 //! thread that opened it, for ever, and a pool's threads must never change namespace.
 
+pub mod conntrack;
 pub mod links;
 pub mod netns;
 pub mod rtnl;

@@ -80,9 +80,7 @@ fn allow(port: u16) -> Rule {
 fn table(ports: &[u16], members: &[&str], interfaces: &[(&str, &str)]) -> Table {
     let mut table = Table::new("felix");
     table.add_set(Set::new("s-web", [KeyType::Ipv4Addr]).with(members.iter().map(|m| one(m))));
-    table.add_set(
-        Set::interval("s-net", KeyType::Ipv4Addr).with(["10.0.0.0/8", "11.0.0.0/8"].map(one)),
-    );
+    table.add_set(Set::interval("s-net", KeyType::Ipv4Addr).with(["10.0.0.0/8", "11.0.0.0/8"].map(one)));
     let entries = interfaces.iter().map(|(interface, chain)| {
         (
             Element::One(Value::ifname(interface).unwrap()),

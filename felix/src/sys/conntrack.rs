@@ -1,0 +1,430 @@
+//! Tracked connections: finding those that policy forbids since they began, and marking them.
+//!
+//! The table accepts packets of established connections without asking policy again. When policy becomes stricter,
+//! the connections it now forbids are marked in the kernel's connection table (`ct mark`, one bit), and the table drops
+//! what carries the mark before it accepts anything. Deleting the entries instead would not do: for TCP the next
+//! packet, in whichever direction, would begin a connection in the middle, and the direction that policy still allows
+//! would bring the other one back.
+//!
+//! The connection that policy saw is the one before source and after destination translation: source of the original
+//! direction, and as destination the source of the reply.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+use policy::compile::{Program, interpret};
+use policy::model::EndpointId;
+use policy::packet::{Direction, Icmp, Packet, Protocol};
+
+use super::rtnl::grow_receive_buffer;
+
+// linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
+const CT_NEW: u16 = 1 << 8;
+const CT_GET: u16 = (1 << 8) | 1;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_MARK: u16 = 8;
+const CTA_ZONE: u16 = 18;
+const CTA_MARK_MASK: u16 = 21;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTO_ICMP_TYPE: u16 = 5;
+const CTA_PROTO_ICMP_CODE: u16 = 6;
+const CTA_PROTO_ICMPV6_TYPE: u16 = 8;
+const CTA_PROTO_ICMPV6_CODE: u16 = 9;
+const TYPE_MASK: u16 = 0x3fff;
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+/// One direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tuple {
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    source_port: Option<u16>,
+    destination_port: Option<u16>,
+    icmp: Option<(u8, u8)>,
+}
+
+/// A connection as the kernel tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Connection {
+    original: Tuple,
+    reply: Tuple,
+    mark: u32,
+    /// The attributes by which the kernel finds it again, as they came.
+    identity: Vec<u8>,
+}
+
+/// A socket to the kernel's connection table, in the namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Conntrack {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// The kernel has no netfilter netlink, or sockets are not allowed.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        grow_receive_buffer(&socket, 8 << 20);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(5, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Marks the connections of local endpoints that the program forbids, and unmarks those it allows again. What the
+    /// host itself began, or a workload with its host, is not policed and stays. Returns how many were marked.
+    ///
+    /// # Errors
+    /// The table could not be read or written.
+    pub fn judge(&mut self, program: &Program, own: &BTreeSet<IpAddr>, bit: u32) -> io::Result<u64> {
+        if program.endpoints.is_empty() {
+            return Ok(0);
+        }
+        let mut homes: BTreeMap<IpAddr, &EndpointId> = BTreeMap::new();
+        for (id, endpoint) in &program.endpoints {
+            homes.extend(endpoint.addresses.iter().map(|address| (*address, id)));
+        }
+        let mut marked = 0;
+        for connection in self.connections()? {
+            let Some(allowed) = verdict(program, &homes, own, &connection) else {
+                continue;
+            };
+            let wanted = if allowed { 0 } else { bit };
+            if connection.mark & bit != wanted && self.set_mark(&connection, wanted, bit)? && !allowed {
+                marked += 1;
+            }
+        }
+        Ok(marked)
+    }
+
+    fn connections(&mut self) -> io::Result<Vec<Connection>> {
+        // Family 0: both.
+        self.send(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, libc::AF_UNSPEC, &[])?;
+        let mut found = Vec::new();
+        loop {
+            for (kind, sequence, body) in messages(&self.receive()?) {
+                if sequence != self.sequence {
+                    continue;
+                }
+                match kind {
+                    NLMSG_DONE => return Ok(found),
+                    NLMSG_ERROR => {
+                        error_of(body)?;
+                        return Ok(found);
+                    }
+                    // The family header comes first (`struct nfgenmsg`).
+                    CT_NEW => found.extend(body.get(4..).and_then(connection)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// `false`: it has ended meanwhile.
+    fn set_mark(&mut self, connection: &Connection, value: u32, mask: u32) -> io::Result<bool> {
+        let mut attributes = connection.identity.clone();
+        put(&mut attributes, CTA_MARK, &value.to_be_bytes());
+        put(&mut attributes, CTA_MARK_MASK, &mask.to_be_bytes());
+        let family = match connection.original.source {
+            IpAddr::V4(_) => libc::AF_INET,
+            IpAddr::V6(_) => libc::AF_INET6,
+        };
+        self.send(CT_NEW, NLM_F_REQUEST | NLM_F_ACK, family, &attributes)?;
+        loop {
+            for (kind, sequence, body) in messages(&self.receive()?) {
+                if kind == NLMSG_ERROR && sequence == self.sequence {
+                    return match error_of(body) {
+                        Ok(()) => Ok(true),
+                        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+                        Err(error) => Err(error),
+                    };
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, kind: u16, flags: u16, family: i32, attributes: &[u8]) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX);
+        let mut message = Vec::with_capacity(20 + attributes.len());
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend(0u32.to_ne_bytes());
+        message.extend([u8::try_from(family).unwrap_or_default(), 0, 0, 0]);
+        message.extend(attributes);
+        self.socket.send(&message, 0)?;
+        Ok(())
+    }
+
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        let mut buffer = Vec::with_capacity(128 * 1024);
+        loop {
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => return Ok(buffer),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// What policy says of the connection; `None` when it is not asked.
+fn verdict(
+    program: &Program,
+    homes: &BTreeMap<IpAddr, &EndpointId>,
+    own: &BTreeSet<IpAddr>,
+    connection: &Connection,
+) -> Option<bool> {
+    let Tuple {
+        source,
+        protocol,
+        source_port,
+        icmp,
+        ..
+    } = connection.original;
+    let destination = connection.reply.source;
+    if own.contains(&source) || own.contains(&destination) {
+        return None;
+    }
+    let packet = Packet {
+        src: source,
+        dst: destination,
+        protocol: Protocol(protocol),
+        src_port: source_port,
+        dst_port: connection.reply.source_port.filter(|_| source_port.is_some()),
+        icmp: icmp.map(|(kind, code)| Icmp { kind, code }),
+    };
+    let ask = |address: &IpAddr, direction| {
+        let id = homes.get(address)?;
+        Some(interpret(program, id, direction, &packet).allowed)
+    };
+    let egress = ask(&source, Direction::Egress);
+    let ingress = ask(&destination, Direction::Ingress);
+    (egress.is_some() || ingress.is_some()).then(|| egress.unwrap_or(true) && ingress.unwrap_or(true))
+}
+
+/// The messages of a datagram: type, sequence number, body.
+fn messages(mut datagram: &[u8]) -> Vec<(u16, u32, &[u8])> {
+    let mut found = Vec::new();
+    while let (Some(length), Some(kind), Some(sequence)) =
+        (u32_at(datagram, 0), u16_at(datagram, 4), u32_at(datagram, 8))
+    {
+        let length = length as usize;
+        let Some(body) = datagram.get(16..length) else {
+            break;
+        };
+        found.push((kind, sequence, body));
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
+fn error_of(body: &[u8]) -> io::Result<()> {
+    match u32_at(body, 0).map(u32::cast_signed) {
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+        None => Err(io::Error::from(io::ErrorKind::InvalidData)),
+    }
+}
+
+/// The attributes in a body: type, value, and the whole with its header and padding.
+fn attributes(mut body: &[u8]) -> Vec<(u16, &[u8], &[u8])> {
+    let mut found = Vec::new();
+    while let (Some(length), Some(kind)) = (u16_at(body, 0), u16_at(body, 2)) {
+        let length = usize::from(length);
+        let Some(value) = body.get(4..length) else {
+            break;
+        };
+        let padded = length.next_multiple_of(4).min(body.len());
+        found.push((kind & TYPE_MASK, value, body.get(..padded).unwrap_or_default()));
+        body = body.get(padded..).unwrap_or_default();
+    }
+    found
+}
+
+fn connection(body: &[u8]) -> Option<Connection> {
+    let mut original = None;
+    let mut reply = None;
+    let mut mark = 0;
+    let mut identity = Vec::new();
+    for (kind, value, whole) in attributes(body) {
+        match kind {
+            CTA_TUPLE_ORIG => {
+                original = tuple(value);
+                identity.extend(whole);
+            }
+            CTA_ZONE => identity.extend(whole),
+            CTA_TUPLE_REPLY => reply = tuple(value),
+            CTA_MARK => mark = u32::from_be_bytes(value.try_into().ok()?),
+            _ => {}
+        }
+    }
+    Some(Connection {
+        original: original?,
+        reply: reply?,
+        mark,
+        identity,
+    })
+}
+
+fn tuple(body: &[u8]) -> Option<Tuple> {
+    let mut source = None;
+    let mut destination = None;
+    let mut protocol = None;
+    let mut source_port = None;
+    let mut destination_port = None;
+    let mut icmp_type = None;
+    let mut icmp_code = None;
+    let port = |value: &[u8]| Some(u16::from_be_bytes(value.try_into().ok()?));
+    for (kind, value, _) in attributes(body) {
+        match kind {
+            CTA_TUPLE_IP => {
+                for (kind, value, _) in attributes(value) {
+                    match kind {
+                        CTA_IP_V4_SRC | CTA_IP_V6_SRC => source = address(value),
+                        CTA_IP_V4_DST | CTA_IP_V6_DST => destination = address(value),
+                        _ => {}
+                    }
+                }
+            }
+            CTA_TUPLE_PROTO => {
+                for (kind, value, _) in attributes(value) {
+                    match kind {
+                        CTA_PROTO_NUM => protocol = value.first().copied(),
+                        CTA_PROTO_SRC_PORT => source_port = port(value),
+                        CTA_PROTO_DST_PORT => destination_port = port(value),
+                        CTA_PROTO_ICMP_TYPE | CTA_PROTO_ICMPV6_TYPE => icmp_type = value.first().copied(),
+                        CTA_PROTO_ICMP_CODE | CTA_PROTO_ICMPV6_CODE => icmp_code = value.first().copied(),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(Tuple {
+        source: source?,
+        destination: destination?,
+        protocol: protocol?,
+        source_port,
+        destination_port,
+        icmp: icmp_type.zip(icmp_code),
+    })
+}
+
+fn address(value: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(value) {
+        return Some(IpAddr::V4(Ipv4Addr::from(octets)));
+    }
+    Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?)))
+}
+
+fn put(attributes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    attributes.extend(length.to_ne_bytes());
+    attributes.extend(kind.to_ne_bytes());
+    attributes.extend(value);
+    attributes.resize(attributes.len().next_multiple_of(4), 0);
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NESTED: u16 = 0x8000;
+
+    fn nested(kind: u16, parts: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut inner = Vec::new();
+        for (kind, value) in parts {
+            put(&mut inner, *kind, value);
+        }
+        let mut outer = Vec::new();
+        put(&mut outer, kind | NESTED, &inner);
+        outer
+    }
+
+    fn tuple_bytes(kind: u16, source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) -> Vec<u8> {
+        let mut inner = nested(
+            CTA_TUPLE_IP,
+            &[(CTA_IP_V4_SRC, &source), (CTA_IP_V4_DST, &destination)],
+        );
+        let [from, to] = ports.map(u16::to_be_bytes);
+        let proto: [(u16, &[u8]); 3] = [
+            (CTA_PROTO_NUM, &[6]),
+            (CTA_PROTO_SRC_PORT, &from),
+            (CTA_PROTO_DST_PORT, &to),
+        ];
+        inner.extend(nested(CTA_TUPLE_PROTO, &proto));
+        let mut outer = Vec::new();
+        put(&mut outer, kind | NESTED, &inner);
+        outer
+    }
+
+    #[test]
+    fn a_connection_is_read_with_what_finds_it_again() {
+        let original = tuple_bytes(CTA_TUPLE_ORIG, [10, 0, 0, 1], [192, 0, 2, 1], [4000, 80]);
+        let mut body = original.clone();
+        body.extend(tuple_bytes(
+            CTA_TUPLE_REPLY,
+            [10, 0, 0, 2],
+            [10, 0, 0, 1],
+            [8080, 4000],
+        ));
+        put(&mut body, CTA_MARK, &7u32.to_be_bytes());
+        let connection = connection(&body).unwrap();
+        assert_eq!(connection.original.source, IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(connection.original.destination_port, Some(80));
+        assert_eq!(connection.reply.source, IpAddr::from([10, 0, 0, 2]));
+        assert_eq!(connection.reply.source_port, Some(8080));
+        assert_eq!(connection.mark, 7);
+        assert_eq!(connection.identity, original);
+    }
+
+    #[test]
+    fn cut_off_messages_are_nothing_and_not_a_panic() {
+        let mut body = tuple_bytes(CTA_TUPLE_ORIG, [10, 0, 0, 1], [192, 0, 2, 1], [4000, 80]);
+        body.extend(tuple_bytes(
+            CTA_TUPLE_REPLY,
+            [192, 0, 2, 1],
+            [10, 0, 0, 1],
+            [80, 4000],
+        ));
+        assert!(connection(&body).is_some());
+        for length in 0..body.len() {
+            assert_eq!(connection(body.get(..length).unwrap()), None, "{length}");
+            let _ = messages(body.get(..length).unwrap());
+        }
+    }
+}
