@@ -296,13 +296,12 @@ impl Packer {
             if nlri.prefix.family() != self.family {
                 continue;
             }
-            let (bytes, length) = encode_nlri(nlri, self.add_path);
-            let place = match open {
-                Some(place) if out.len() - place.prefixes + length <= self.room => place,
+            let length = nlri_length(nlri.prefix, self.add_path);
+            let mut place = match open {
+                Some(place) if place.end - place.prefixes + length <= self.room => place,
                 full => {
                     if let Some(place) = full {
-                        finish(out, place.body);
-                        finish_message(out, place.start);
+                        close(out, place, &finish);
                     }
                     let start = out.len();
                     begin_message(out, MessageType::Update);
@@ -313,21 +312,36 @@ impl Packer {
                         start,
                         body,
                         prefixes: out.len(),
+                        end: out.len(),
                     }
                 }
             };
+            if out.len() < place.end + LONGEST_NLRI {
+                out.resize(place.end + STEP, 0);
+            }
+            if let Some(free) = out.get_mut(place.end..) {
+                write_nlri(free, nlri, self.add_path);
+            }
+            place.end += length;
             open = Some(place);
-            // `length` is at most the size of the array.
-            out.put_slice(bytes.get(..length).unwrap_or(&bytes));
             packed.prefixes += 1;
         }
         if let Some(place) = open {
-            finish(out, place.body);
-            finish_message(out, place.start);
+            close(out, place, &finish);
         }
         packed
     }
 }
+
+/// Drops what was reserved and not used, and completes the message.
+fn close(out: &mut BytesMut, place: Place, finish: &impl Fn(&mut BytesMut, usize)) {
+    out.truncate(place.end);
+    finish(out, place.body);
+    finish_message(out, place.start);
+}
+
+/// How far the buffer grows at a time while prefixes are written: little enough for a message with one.
+const STEP: usize = 256;
 
 /// Offsets of the message that is being filled.
 #[derive(Clone, Copy)]
@@ -335,6 +349,8 @@ struct Place {
     start: usize,
     body: usize,
     prefixes: usize,
+    /// Where the next prefix goes. The buffer reaches further.
+    end: usize,
 }
 
 /// Path id, length and 16 bytes of address.
@@ -344,23 +360,40 @@ const fn longest(family: Family, add_path: bool) -> usize {
     1 + family.max_prefix_length() as usize / 8 + if add_path { 4 } else { 0 }
 }
 
-/// The encoded prefix, at the front of an array, and its length.
+/// Bytes that a prefix takes.
 #[inline]
-fn encode_nlri(nlri: Nlri, add_path: bool) -> ([u8; LONGEST_NLRI], usize) {
-    let mut bytes = [0; LONGEST_NLRI];
-    let mut rest = bytes.as_mut_slice();
-    let mut used = 0;
+fn nlri_length(prefix: Prefix, add_path: bool) -> usize {
+    1 + usize::from(prefix.length()).div_ceil(8) + if add_path { 4 } else { 0 }
+}
+
+/// Writes a prefix to the front of `free`, which has room for the longest. The whole address is written,
+/// whatever the length: a copy of fixed size is a store or two, and the next prefix overwrites the rest.
+#[inline]
+fn write_nlri(free: &mut [u8], nlri: Nlri, add_path: bool) {
+    let mut free = free;
     if add_path {
-        rest.put_u32(nlri.path_id);
-        used = 4;
+        let Some((head, rest)) = free.split_first_chunk_mut() else {
+            return;
+        };
+        *head = nlri.path_id.to_be_bytes();
+        free = rest;
     }
-    let length = nlri.prefix.length();
-    rest.put_u8(length);
+    let Some((length, free)) = free.split_first_mut() else {
+        return;
+    };
+    *length = nlri.prefix.length();
     match nlri.prefix {
-        Prefix::V4(prefix) => rest.put_u32(prefix.bits()),
-        Prefix::V6(prefix) => rest.put_u128(prefix.bits()),
+        Prefix::V4(prefix) => {
+            if let Some(head) = free.first_chunk_mut() {
+                *head = prefix.bits().to_be_bytes();
+            }
+        }
+        Prefix::V6(prefix) => {
+            if let Some(head) = free.first_chunk_mut() {
+                *head = prefix.bits().to_be_bytes();
+            }
+        }
     }
-    (bytes, used + 1 + usize::from(length).div_ceil(8))
 }
 
 /// Bytes of MP_REACH_NLRI before the prefixes, with a wide length.
