@@ -24,6 +24,9 @@ pub const DEFAULT_ALLOW_PROFILE: &str = "projectcalico-default-allow";
 /// The namespace of a namespaced object that does not name one.
 const DEFAULT_NAMESPACE: &str = "default";
 
+/// The orchestrator of a workload that does not name one.
+const DEFAULT_ORCHESTRATOR: &str = "margay";
+
 /// Something in the store that cannot be used as it is, and what was done about it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
@@ -435,10 +438,11 @@ impl Builder {
         let id = EndpointId::new(namespace(metadata), &metadata.name);
         let mut profiles = spec.profiles.clone().unwrap_or_default();
         dedup(&mut profiles);
+        // Whatever has this label is a workload, so that selectors can tell workloads from hosts and network sets.
         let orchestrator = spec.orchestrator.clone().filter(|name| !name.is_empty());
+        let orchestrator = orchestrator.unwrap_or_else(|| DEFAULT_ORCHESTRATOR.to_owned());
         let account = spec.service_account_name.clone().filter(|name| !name.is_empty());
-        let implicit = orchestrator
-            .map(|name| (ORCHESTRATOR_LABEL, name))
+        let implicit = [(ORCHESTRATOR_LABEL, orchestrator)]
             .into_iter()
             .chain(account.map(|name| (SERVICE_ACCOUNT_LABEL, name)));
         let names = profiles.iter().map(String::as_str);
