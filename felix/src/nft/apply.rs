@@ -203,7 +203,10 @@ impl Engine {
     /// See [`ApplyError`]; the kernel then still has the table it had before.
     pub fn apply(&mut self, desired: &Table) -> Result<Applied, ApplyError> {
         let start = Instant::now();
-        let invalid = desired.check();
+        let invalid = self
+            .actual
+            .as_ref()
+            .map_or_else(|| desired.check(), |actual| actual.check(desired));
         if !invalid.is_empty() || desired.name != self.table {
             return Err(ApplyError::Invalid(invalid));
         }

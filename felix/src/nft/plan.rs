@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use super::dump::{Actual, ActualChain};
 use super::encode::{Batch, EncodedRule, TABLE_OWNER, TABLE_PERSIST};
-use super::ruleset::{Chain, Element, Map, Match, Rule, Set, Statement, Table, Verdict, ranges};
+use super::ruleset::{
+    Chain, Element, Invalid, Map, Match, Rule, Set, Sound, Statement, Table, Verdict, ranges,
+};
 
 /// What is known once a plan is committed.
 #[derive(Debug)]
@@ -126,6 +128,49 @@ pub(super) fn plan(actual: &Actual, desired: &Table, owner: bool, batch: &mut Ba
 }
 
 impl Actual {
+    /// What is wrong with a table, looking only at what is new in it.
+    pub(super) fn check(&self, desired: &Table) -> Vec<Invalid> {
+        // A part that is the same value is sound as long as nothing it may refer to is gone or of another kind.
+        let kept = self.sets.iter().all(|(name, set)| {
+            desired
+                .sets
+                .get(name)
+                .is_some_and(|after| Arc::ptr_eq(set, after) || set.key == after.key)
+        }) && self.maps.iter().all(|(name, map)| {
+            desired
+                .maps
+                .get(name)
+                .is_some_and(|after| Arc::ptr_eq(map, after) || map.key == after.key)
+        }) && self.chains.iter().all(|(name, chain)| {
+            desired
+                .chains
+                .get(name)
+                .is_some_and(|after| chain.base.is_some() == after.base.is_some())
+        });
+        if !kept {
+            return desired.check();
+        }
+        desired.check_except(&Sound {
+            set: &|set| {
+                self.sets
+                    .get(&set.name)
+                    .is_some_and(|before| Arc::ptr_eq(before, set))
+            },
+            map: &|map| {
+                self.maps
+                    .get(&map.name)
+                    .is_some_and(|before| Arc::ptr_eq(before, map))
+            },
+            chain: &|chain| {
+                let before = self
+                    .chains
+                    .get(&chain.name)
+                    .and_then(|before| before.written.as_ref());
+                before.is_some_and(|before| Arc::ptr_eq(before, chain))
+            },
+        })
+    }
+
     /// The state after the plan was committed.
     pub(super) fn committed(&mut self, desired: &Table, mut plan: Plan) {
         let mut before = std::mem::take(&mut self.chains);
@@ -208,7 +253,7 @@ impl<'a> Replaced<'a> {
         }
         let same = match &before.written {
             // As chains are shared, this mostly compares two pointers.
-            Some(written) => written.rules == chain.rules,
+            Some(written) => Arc::ptr_eq(written, chain) || written.rules == chain.rules,
             None => {
                 before.rules.len() == chain.rules.len()
                     && before

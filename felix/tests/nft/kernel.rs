@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
     ("commits_of_others_do_not_disturb", stale_generation),
     ("a_refused_rule_is_named_and_the_old_table_stays", refused_rule),
     ("a_jump_to_nowhere_is_named_before_anything_is_sent", invalid_jump),
+    ("a_set_that_an_untouched_chain_needs_cannot_go", missing_set),
     ("jumps_in_a_circle_are_named", jump_loop),
     (
         "sets_and_chains_change_their_kind_under_their_name",
@@ -397,6 +398,30 @@ fn invalid_jump() {
         "the table is not valid: chain p-other rule 0: no chain p-none to jump p-none"
     );
     assert_eq!(nft(&["list", "ruleset"]), "");
+}
+
+/// Parts that did not change are not looked at again, unless what they need did.
+fn missing_set() {
+    let mut engine = Engine::open("felix").unwrap();
+    let good = example();
+    engine.apply(&good).unwrap();
+    let mut bad = good.clone();
+    bad.sets.remove("s-web");
+    let rule = |index| Object::Rule {
+        chain: "p-web".into(),
+        index,
+    };
+    assert_eq!(engine.apply(&bad).unwrap_err().culprits(), [rule(0), rule(1)]);
+    let mut bad = good.clone();
+    bad.add_map(Map::new("m-ep", [KeyType::IfName]).with([(
+        Element::One(Value::ifname("cali1").unwrap()),
+        Verdict::Goto("p-gone".into()),
+    )]));
+    assert_eq!(
+        engine.apply(&bad).unwrap_err().culprits(),
+        [Object::Map("m-ep".into())]
+    );
+    assert_eq!(engine.apply(&good).unwrap().messages, 0);
 }
 
 fn jump_loop() {

@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+pub(crate) use check::Sound;
 pub use check::{COMMENT_MAX, Invalid, LOG_PREFIX_MAX, Object, is_name};
 pub use value::{CtStates, Element, IfName, KeyType, Octets, Value, ValueError};
 pub(crate) use value::{merged, ranges};
