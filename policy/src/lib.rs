@@ -7,6 +7,7 @@
 //! selector   label expressions: parse, print, match, analyse
 //! resource   the kinds of the API, as typed structs beside their JSON
 //! validate   what a well-formed object must also satisfy
+//! kubernetes objects of Kubernetes as resources of ours
 //! manifest   YAML and JSON documents -> resources, with file, line and column in every error
 //! model      the validated world of tiers, policies, sets and endpoints
 //! eval       who may speak to whom, said slowly and plainly
@@ -17,9 +18,13 @@
 pub mod compile;
 pub mod eval;
 pub mod explain;
+pub mod kubernetes;
+pub mod manifest;
 pub mod model;
 pub mod packet;
+pub mod path;
 pub mod resource;
 pub mod selector;
+pub mod validate;
 
 mod nearest;

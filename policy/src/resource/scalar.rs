@@ -82,7 +82,7 @@ fn is_digits(text: &str) -> bool {
 
 fn port_number(text: &str) -> Result<u16, ScalarError> {
     text.parse()
-        .map_err(|_| ScalarError::new(format!("port {text} is not between 0 and 65535")))
+        .map_err(|_| ScalarError::new(format!("port {text} is not between 1 and 65535")))
 }
 
 /// Whether `text` may name a port: letters, digits, `_`, `.` and `-`, at most 128 of them.

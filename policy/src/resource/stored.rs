@@ -148,3 +148,74 @@ fn overlay_map(target: &mut Map<String, Value>, before: &Map<String, Value>, aft
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::{NetworkPolicySpec, Protocol, Rule};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    type Policy = Stored<Object<NetworkPolicySpec>>;
+
+    /// A policy whose rules carry members that this release does not know, different in each.
+    fn raw(rules: usize) -> Value {
+        let rules: Vec<Value> = (0..rules)
+            .map(|i| json!({"action": "Allow", "protocol": 200 + i, "future": i, "source": {"nets": [], "also": i}}))
+            .collect();
+        json!({
+            "kind": "NetworkPolicy", "apiVersion": "projectcalico.org/v3", "extra": 1,
+            "metadata": {"name": "a", "namespace": "b", "finalizers": ["x"], "labels": {}},
+            "spec": {"order": 5, "ingress": rules, "future": {"deep": [1, 2]}},
+        })
+    }
+
+    #[test]
+    fn an_untouched_object_is_written_as_it_was_read() {
+        let stored = Policy::from_json(raw(3)).unwrap();
+        assert_eq!(stored.to_json().to_string(), raw(3).to_string());
+    }
+
+    #[test]
+    fn a_field_that_is_taken_away_goes_and_one_that_is_unknown_stays() {
+        let mut stored = Policy::from_json(raw(1)).unwrap();
+        stored.typed.spec.order = None;
+        stored.typed.spec.selector = Some("all()".into());
+        let mut expected = raw(1);
+        expected["spec"].as_object_mut().unwrap().remove("order");
+        expected["spec"]["selector"] = "all()".into();
+        assert_eq!(stored.to_json(), expected);
+    }
+
+    proptest! {
+        /// Rules are removed, moved, changed and added; what is written reads back as what was meant, and no
+        /// untouched rule has lost its unknown members or got another's.
+        #[test]
+        fn unknown_members_stay_with_the_rule_they_were_written_for(
+            keep in Just((0usize..6).collect::<Vec<_>>()).prop_shuffle(),
+            kept in 0usize..7,
+            change in prop::option::of(0usize..6),
+            added in 0u8..3,
+        ) {
+            let mut stored = Policy::from_json(raw(6)).unwrap();
+            let rules = stored.typed.spec.ingress.take().unwrap();
+            let mut new: Vec<Rule> = keep.iter().take(kept).map(|i| rules[*i].clone()).collect();
+            new.extend((0..added).map(|i| Rule { protocol: Some(Protocol::Number(100 + i)), ..rules[0].clone() }));
+            if let Some(rule) = change.and_then(|i| new.get_mut(i)) {
+                rule.not_protocol = Some(Protocol::Tcp);
+            }
+            stored.typed.spec.ingress = Some(new.clone());
+            let written = stored.to_json();
+            prop_assert_eq!(&Policy::from_json(written.clone()).unwrap().typed, &stored.typed);
+            prop_assert_eq!(&written["spec"]["future"], &json!({"deep": [1, 2]}));
+            prop_assert_eq!(&written["extra"], &json!(1));
+            for (rule, json) in new.iter().zip(written["spec"]["ingress"].as_array().unwrap()) {
+                let number = rule.protocol.map_or(0, Protocol::number);
+                if rule.not_protocol.is_none() && number >= 200 {
+                    prop_assert_eq!(&json["future"], &json!(number - 200));
+                    prop_assert_eq!(&json["source"]["also"], &json!(number - 200));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,804 @@
+//! Pools, nodes, BGP, endpoints and the agent's configuration.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+
+use crate::path::Path;
+use crate::resource::{
+    AllowedUse, BgpConfigurationSpec, BgpFilterRule, BgpFilterSpec, BgpPeerSpec, CalicoNodeStatusSpec,
+    EncapMode, FelixConfigurationSpec, FilterAction, HostEndpointSpec, IpPoolSpec, IpamConfigurationSpec,
+    KUBERNETES, NodeSpec, Object, Port, Protocol, WorkloadEndpointName, WorkloadEndpointSpec, is_port_name,
+};
+
+use super::{Check, is_subdomain};
+
+/// Longest interface name: IFNAMSIZ of `linux/if.h` less its NUL.
+const MAX_INTERFACE: usize = 15;
+/// Longest cooldown of a freed address, in seconds.
+const MAX_COOLDOWN: i32 = 1200;
+/// Most operations of one filter rule.
+const MAX_OPERATIONS: usize = 10;
+/// Highest metric that a filter may ask for or set.
+const MAX_PRIORITY: u32 = 2_147_483_646;
+/// Shortest hold time but zero, in seconds (RFC 4271 §4.2).
+const MIN_HOLD_TIME: u64 = 3;
+/// Longest graceful-restart time, in seconds: twelve bits (RFC 4724 §3).
+const MAX_RESTART_TIME: u64 = 4095;
+
+pub(super) fn ip_pool(pool: &IpPoolSpec, at: &Path, check: &mut Check) {
+    for (field, mode) in [("ipipMode", pool.ipip_mode), ("vxlanMode", pool.vxlan_mode)] {
+        if let Some(mode) = mode.filter(|mode| *mode != EncapMode::Never) {
+            check.hinted(
+                at.key(field),
+                format!("encapsulation is not supported here: {field} must be Never, not {mode}"),
+                "packets leave unwrapped and routes go by BGP; write Never or leave the field out",
+            );
+        }
+    }
+    let cidr = pool.cidr;
+    if cidr.ip() != cidr.network() {
+        let masked = format!("{}/{}", cidr.network(), cidr.prefix());
+        check.hinted(
+            at.key("cidr"),
+            format!("{cidr} has host bits set"),
+            format!("write {masked}"),
+        );
+    }
+    let link_local = match cidr {
+        IpNetwork::V4(net) => {
+            let link_local: Result<ipnetwork::Ipv4Network, _> = "169.254.0.0/16".parse();
+            link_local.is_ok_and(|l| l.overlaps(net))
+        }
+        IpNetwork::V6(net) => {
+            let link_local: Result<ipnetwork::Ipv6Network, _> = "fe80::/10".parse();
+            link_local.is_ok_and(|l| l.overlaps(net))
+        }
+    };
+    if link_local {
+        check.problem(
+            at.key("cidr"),
+            format!("{cidr} overlaps the link-local addresses"),
+        );
+    }
+    let (low, high) = if cidr.is_ipv4() { (20, 32) } else { (116, 128) };
+    let size = pool.effective_block_size();
+    if !(low..=high).contains(&size) {
+        let family = if cidr.is_ipv4() { 4 } else { 6 };
+        check.problem(
+            at.key("blockSize"),
+            format!("{size} is not between {low} and {high}, as IPv{family} needs"),
+        );
+    } else if cidr.prefix() > size && pool.disabled != Some(true) {
+        let message = format!("{cidr} is smaller than one block (/{size})");
+        check.hinted(
+            at.key("cidr"),
+            message,
+            format!("widen the pool, or set blockSize to {}", cidr.prefix()),
+        );
+    }
+    check.selector(at.key("nodeSelector"), pool.node_selector.as_deref());
+    check.selector(at.key("namespaceSelector"), pool.namespace_selector.as_deref());
+    let uses = pool.allowed_uses.as_deref().unwrap_or_default();
+    if uses.contains(&AllowedUse::LoadBalancer) {
+        if uses.iter().any(|u| *u != AllowedUse::LoadBalancer) {
+            check.problem(at.key("allowedUses"), "LoadBalancer excludes every other use");
+        }
+        if pool.disable_bgp_export == Some(true) {
+            check.problem(
+                at.key("disableBGPExport"),
+                "a pool for LoadBalancer must be exported",
+            );
+        }
+        if pool.node_selector.as_deref().is_some_and(|s| s != "all()") {
+            check.problem(
+                at.key("nodeSelector"),
+                "a pool for LoadBalancer must be for all() nodes",
+            );
+        }
+    }
+}
+
+pub(super) fn ipam_configuration(object: &Object<IpamConfigurationSpec>, at: &Path, check: &mut Check) {
+    let spec = &object.spec;
+    if object.metadata.name != "default" {
+        check.problem(
+            Path::root().key("metadata").key("name"),
+            "the only IPAMConfiguration is called default",
+        );
+    }
+    if spec.max_blocks_per_host.is_some_and(|n| n < 0) {
+        check.problem(
+            at.key("maxBlocksPerHost"),
+            "a number of blocks cannot be negative",
+        );
+    }
+    if let Some(seconds) = spec
+        .ip_cooldown_seconds
+        .filter(|s| !(0..=MAX_COOLDOWN).contains(s))
+    {
+        check.problem(
+            at.key("ipCooldownSeconds"),
+            format!("{seconds} is not between 0 and {MAX_COOLDOWN}"),
+        );
+    }
+    let strict = spec.strict_affinity == Some(true);
+    if spec.auto_allocate_blocks == Some(false) && !strict {
+        check.problem(at.key("autoAllocateBlocks"), "false needs strictAffinity: true");
+    }
+    if spec.max_blocks_per_host.is_some_and(|n| n > 0) && !strict {
+        check.problem(at.key("maxBlocksPerHost"), "a limit needs strictAffinity: true");
+    }
+    if let Some(mode) = spec
+        .kubevirt_vm_address_persistence
+        .as_deref()
+        .filter(|m| !matches!(*m, "Enabled" | "Disabled"))
+    {
+        check.problem(
+            at.key("kubeVirtVMAddressPersistence"),
+            format!("{mode:?} is not one of Enabled, Disabled"),
+        );
+    }
+}
+
+pub(super) fn node(spec: &NodeSpec, at: &Path, check: &mut Check) {
+    if let Some(bgp) = &spec.bgp {
+        let at = at.key("bgp");
+        if *bgp == crate::resource::NodeBgpSpec::default() {
+            check.hinted(
+                at.clone(),
+                "bgp is empty",
+                "leave it out, or give the node's address",
+            );
+        }
+        for (field, text, want_v4) in [
+            ("ipv4Address", &bgp.ipv4_address, true),
+            ("ipv6Address", &bgp.ipv6_address, false),
+        ] {
+            let Some(text) = text else { continue };
+            let fits = text
+                .parse::<IpNetwork>()
+                .is_ok_and(|net| net.is_ipv4() == want_v4);
+            if !fits {
+                let family = if want_v4 { "IPv4" } else { "IPv6" };
+                let message =
+                    format!("{text:?} is not an {family} address with the prefix length of its subnet");
+                check.problem(at.key(field), message);
+            }
+        }
+        if let Some(id) = bgp
+            .route_reflector_cluster_id
+            .as_deref()
+            .filter(|id| id.parse::<std::net::Ipv4Addr>().is_err())
+        {
+            let message = format!("{id:?} is not a cluster id, which is written as an IPv4 address");
+            check.problem(at.key("routeReflectorClusterID"), message);
+        }
+        as_number(bgp.as_number, at.key("asNumber"), check);
+    }
+    for (i, address) in spec.addresses.iter().flatten().enumerate() {
+        if address.address.parse::<IpNetwork>().is_err() {
+            let message = format!("{:?} is not an address", address.address);
+            check.problem(at.key("addresses").index(i).key("address"), message);
+        }
+        let types = ["CalicoNodeIP", "InternalIP", "ExternalIP"];
+        if let Some(t) = address.address_type.as_deref().filter(|t| !types.contains(t)) {
+            let message = format!("{t:?} is not one of {}", types.join(", "));
+            check.problem(at.key("addresses").index(i).key("type"), message);
+        }
+    }
+}
+
+/// 0 and 4294967295 are reserved (RFC 7607, RFC 7300).
+fn as_number(number: Option<crate::resource::AsNumber>, at: Path, check: &mut Check) {
+    if number.is_some_and(|n| matches!(n.0, 0 | u32::MAX)) {
+        check.problem(at, "0 and 4294967295 are reserved and cannot be an AS number");
+    }
+}
+
+/// Whether `text` is `aa:nn` (RFC 1997) or `aa:nn:mm` (RFC 8092).
+fn is_community(text: &str) -> bool {
+    let parts: Vec<&str> = text.split(':').collect();
+    let numbers = |max: u64| {
+        parts.iter().all(|p| {
+            !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u64>().is_ok_and(|n| n <= max)
+        })
+    };
+    match parts.len() {
+        2 => numbers(u64::from(u16::MAX)),
+        3 => numbers(u64::from(u32::MAX)),
+        _ => false,
+    }
+}
+
+const COMMUNITY_HINT: &str =
+    "a community is aa:nn with numbers to 65535, or aa:nn:mm with numbers to 4294967295";
+
+pub(super) fn bgp_configuration(spec: &BgpConfigurationSpec, at: &Path, check: &mut Check) {
+    as_number(spec.as_number, at.key("asNumber"), check);
+    if spec.listen_port == Some(0) {
+        check.problem(at.key("listenPort"), "a port is between 1 and 65535");
+    }
+    if spec.node_to_node_mesh_enabled == Some(false) {
+        let mesh_only = [
+            ("nodeMeshPassword", spec.node_mesh_password.is_some()),
+            (
+                "nodeMeshMaxRestartTime",
+                spec.node_mesh_max_restart_time.is_some(),
+            ),
+        ];
+        for (field, _) in mesh_only.iter().filter(|(_, set)| *set) {
+            check.problem(
+                at.key(*field),
+                "the field is about the mesh, and nodeToNodeMeshEnabled is false",
+            );
+        }
+    }
+    restart_time(
+        spec.node_mesh_max_restart_time.as_ref(),
+        at.key("nodeMeshMaxRestartTime"),
+        check,
+    );
+    let named = spec.communities.as_deref().unwrap_or_default();
+    for (i, community) in named.iter().enumerate() {
+        let at = at.key("communities").index(i);
+        if !is_community(&community.value) {
+            check.hinted(
+                at.key("value"),
+                format!("{:?} is not a community", community.value),
+                COMMUNITY_HINT,
+            );
+        }
+        if named.iter().take(i).any(|c| c.name == community.name) {
+            check.problem(
+                at.key("name"),
+                format!("{:?} is defined a second time", community.name),
+            );
+        }
+    }
+    let advertised = spec.prefix_advertisements.as_deref().unwrap_or_default();
+    if !named.is_empty() && advertised.is_empty() {
+        check.problem(
+            at.key("communities"),
+            "communities are defined, and no prefixAdvertisements use them",
+        );
+    }
+    for (i, prefix) in advertised.iter().enumerate() {
+        for (j, community) in prefix.communities.iter().flatten().enumerate() {
+            if !is_community(community) && !named.iter().any(|c| c.name == *community) {
+                let at = at
+                    .key("prefixAdvertisements")
+                    .index(i)
+                    .key("communities")
+                    .index(j);
+                let message = format!("{community:?} is neither a community nor the name of one");
+                check.hinted(at, message, COMMUNITY_HINT);
+            }
+        }
+    }
+    for (i, interface) in spec.ignored_interfaces.iter().flatten().enumerate() {
+        if interface == "*" || !is_interface(interface, "_.-*") {
+            let message = format!("{interface:?} is not an interface name or a pattern for some");
+            check.problem(at.key("ignoredInterfaces").index(i), message);
+        }
+    }
+}
+
+fn restart_time(time: Option<&crate::resource::Duration>, at: Path, check: &mut Check) {
+    if let Some(time) = time.filter(|t| t.get().as_secs() > MAX_RESTART_TIME) {
+        check.problem(
+            at,
+            format!("{time} is more than {MAX_RESTART_TIME}s, the most that BGP can say"),
+        );
+    }
+}
+
+/// Whether `text` is an interface name: up to 15 letters, digits and `others`.
+fn is_interface(text: &str, others: &str) -> bool {
+    (1..=MAX_INTERFACE).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || others.as_bytes().contains(&b))
+}
+
+/// The address of `10.0.0.1`, `10.0.0.1:1790` or `[fd00::1]:1790`.
+fn peer_address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().or_else(|| {
+        text.parse::<SocketAddr>()
+            .ok()
+            .filter(|a| a.port() != 0)
+            .map(|a| a.ip())
+    })
+}
+
+pub(super) fn bgp_peer(spec: &BgpPeerSpec, at: &Path, check: &mut Check) {
+    let set = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+    let mut exclude = |field: &str, is_set: bool, other: &str, other_set: bool| {
+        if is_set && other_set {
+            check.problem(at.key(field), format!("{field} and {other} exclude each other"));
+        }
+    };
+    exclude("node", set(&spec.node), "nodeSelector", set(&spec.node_selector));
+    exclude(
+        "peerIP",
+        set(&spec.peer_ip),
+        "peerSelector",
+        set(&spec.peer_selector),
+    );
+    exclude(
+        "asNumber",
+        spec.as_number.is_some(),
+        "peerSelector",
+        set(&spec.peer_selector),
+    );
+    exclude(
+        "peerIP",
+        set(&spec.peer_ip),
+        "localWorkloadSelector",
+        set(&spec.local_workload_selector),
+    );
+    exclude(
+        "peerSelector",
+        set(&spec.peer_selector),
+        "localWorkloadSelector",
+        set(&spec.local_workload_selector),
+    );
+    exclude(
+        "keepOriginalNextHop",
+        spec.keep_original_next_hop == Some(true),
+        "nextHopMode",
+        spec.next_hop_mode.is_some(),
+    );
+    if !set(&spec.peer_ip) && !set(&spec.peer_selector) && !set(&spec.local_workload_selector) {
+        check.hinted(
+            at.clone(),
+            "the peering names no peer",
+            "add peerIP, peerSelector or localWorkloadSelector",
+        );
+    }
+    if spec.as_number.is_none() && set(&spec.local_workload_selector) {
+        check.problem(
+            at.key("localWorkloadSelector"),
+            "localWorkloadSelector needs asNumber",
+        );
+    }
+    if spec.as_number.is_none() && set(&spec.peer_ip) {
+        check.hinted(
+            at.key("peerIP"),
+            "peerIP needs asNumber",
+            "add the AS number of the router",
+        );
+    }
+    as_number(spec.as_number, at.key("asNumber"), check);
+    as_number(spec.local_as_number, at.key("localASNumber"), check);
+    check.selector(at.key("nodeSelector"), spec.node_selector.as_deref());
+    check.selector(at.key("peerSelector"), spec.peer_selector.as_deref());
+    check.selector(
+        at.key("localWorkloadSelector"),
+        spec.local_workload_selector.as_deref(),
+    );
+    let peer = spec.peer_ip.as_deref().filter(|text| !text.is_empty());
+    if let Some(text) = peer
+        && peer_address(text).is_none()
+    {
+        let message = format!("{text:?} is not an address, address:port or [address]:port");
+        check.problem(at.key("peerIP"), message);
+    }
+    if let Some(via) = spec.reachable_by.as_deref().filter(|text| !text.is_empty()) {
+        match (via.parse::<IpAddr>(), peer.and_then(peer_address)) {
+            (Err(_), _) => check.problem(at.key("reachableBy"), format!("{via:?} is not an address")),
+            (Ok(_), None) if peer.is_none() => {
+                check.problem(at.key("reachableBy"), "reachableBy needs peerIP")
+            }
+            (Ok(via), Some(peer)) if via.is_ipv4() != peer.is_ipv4() => {
+                check.problem(
+                    at.key("reachableBy"),
+                    "reachableBy and peerIP are of different IP versions",
+                );
+            }
+            _ => {}
+        }
+    }
+    if spec.ttl_security == Some(0) {
+        check.problem(
+            at.key("ttlSecurity"),
+            "the router is at least one hop away: 1 to 255",
+        );
+    }
+    if spec.num_allowed_local_as_numbers.is_some_and(|n| n < 0) {
+        check.problem(
+            at.key("numAllowedLocalASNumbers"),
+            "a number of occurrences cannot be negative",
+        );
+    }
+    restart_time(spec.max_restart_time.as_ref(), at.key("maxRestartTime"), check);
+    let hold = spec.hold_time.as_ref().map(|t| t.get());
+    if let Some(seconds) = hold.map(|t| t.as_secs())
+        && ((seconds != 0 && seconds < MIN_HOLD_TIME) || seconds > u64::from(u16::MAX))
+    {
+        let message = format!(
+            "a hold time is 0, or {MIN_HOLD_TIME}s to {}s (RFC 4271 §4.2)",
+            u16::MAX
+        );
+        check.problem(at.key("holdTime"), message);
+    }
+    if let (Some(hold), Some(keepalive)) = (hold, spec.keepalive_time.as_ref())
+        && !hold.is_zero()
+        && keepalive.get() >= hold
+    {
+        check.problem(
+            at.key("keepaliveTime"),
+            "keepaliveTime must be shorter than holdTime",
+        );
+    }
+    if let Some(key) = spec.password.as_ref().and_then(|p| p.secret_key_ref.as_ref())
+        && key.name.as_deref().is_none_or(str::is_empty)
+    {
+        check.problem(
+            at.key("password").key("secretKeyRef"),
+            "the name of the secret is missing",
+        );
+    }
+}
+
+pub(super) fn bgp_filter(spec: &BgpFilterSpec, at: &Path, check: &mut Check) {
+    for (field, rules, v4) in [
+        ("exportV4", &spec.export_v4, true),
+        ("importV4", &spec.import_v4, true),
+        ("exportV6", &spec.export_v6, false),
+        ("importV6", &spec.import_v6, false),
+    ] {
+        for (i, rule) in rules.iter().flatten().enumerate() {
+            filter_rule(rule, v4, &at.key(field).index(i), check);
+        }
+    }
+}
+
+fn filter_rule(rule: &BgpFilterRule, v4: bool, at: &Path, check: &mut Check) {
+    let (family, bits) = if v4 { ("IPv4", 32) } else { ("IPv6", 128) };
+    match (rule.cidr, rule.match_operator) {
+        (Some(_), None) => check.hinted(
+            at.key("cidr"),
+            "cidr needs matchOperator",
+            "add Equal, NotEqual, In or NotIn",
+        ),
+        (None, Some(_)) => check.problem(at.key("matchOperator"), "matchOperator needs cidr"),
+        _ => {}
+    }
+    if let Some(cidr) = rule.cidr {
+        if cidr.is_ipv4() != v4 {
+            check.problem(
+                at.key("cidr"),
+                format!("{cidr} stands in a list of rules for {family}"),
+            );
+        }
+        if cidr.ip() != cidr.network() {
+            let hint = format!("write {}/{}", cidr.network(), cidr.prefix());
+            check.hinted(at.key("cidr"), format!("{cidr} has host bits set"), hint);
+        }
+    }
+    if let Some(length) = &rule.prefix_length {
+        let at = at.key("prefixLength");
+        if rule.cidr.is_none() {
+            check.problem(at.clone(), "prefixLength needs cidr");
+        }
+        for (field, value) in [("min", length.min), ("max", length.max)] {
+            if let Some(value) = value.filter(|v| *v > bits) {
+                check.problem(at.key(field), format!("{value} is more than {bits}"));
+            }
+        }
+        if let (Some(min), Some(max)) = (length.min, length.max)
+            && min > max
+        {
+            check.problem(at.key("max"), format!("{max} is less than the min, {min}"));
+        }
+    }
+    if let Some(interface) = rule.interface.as_deref().filter(|i| !is_interface(i, "_.-*")) {
+        check.problem(
+            at.key("interface"),
+            format!("{interface:?} is not an interface name or a pattern"),
+        );
+    }
+    if let Some(communities) = &rule.communities {
+        let values = communities.values.as_deref().unwrap_or_default();
+        let at = at.key("communities").key("values");
+        if values.len() != 1 {
+            check.problem(
+                at.clone(),
+                format!("one community is matched, not {}", values.len()),
+            );
+        }
+        for (i, value) in values.iter().enumerate().filter(|(_, v)| !is_community(v)) {
+            check.hinted(
+                at.index(i),
+                format!("{value:?} is not a community"),
+                COMMUNITY_HINT,
+            );
+        }
+    }
+    let priority = |value: u32, at: Path, check: &mut Check| {
+        if !(1..=MAX_PRIORITY).contains(&value) {
+            check.problem(at, format!("{value} is not between 1 and {MAX_PRIORITY}"));
+        }
+    };
+    if let Some(value) = rule.priority {
+        priority(value, at.key("priority"), check);
+    }
+    let operations = rule.operations.as_deref().unwrap_or_default();
+    let at = at.key("operations");
+    if rule.action == FilterAction::Reject && !operations.is_empty() {
+        check.problem(at.clone(), "a route that is rejected cannot be changed");
+    }
+    if operations.len() > MAX_OPERATIONS {
+        check.problem(
+            at.clone(),
+            format!("{} operations, more than {MAX_OPERATIONS}", operations.len()),
+        );
+    }
+    for (i, operation) in operations.iter().enumerate() {
+        let at = at.index(i);
+        let count = [
+            operation.add_community.is_some(),
+            operation.prepend_as_path.is_some(),
+            operation.set_priority.is_some(),
+        ]
+        .iter()
+        .filter(|set| **set)
+        .count();
+        if count != 1 {
+            let message = "an operation is one of addCommunity, prependASPath, setPriority";
+            check.problem(at.clone(), message);
+        }
+        if let Some(add) = operation
+            .add_community
+            .as_ref()
+            .filter(|add| !is_community(&add.value))
+        {
+            let at = at.key("addCommunity").key("value");
+            check.hinted(at, format!("{:?} is not a community", add.value), COMMUNITY_HINT);
+        }
+        if let Some(set) = &operation.set_priority {
+            priority(set.value, at.key("setPriority").key("value"), check);
+        }
+        if operation
+            .prepend_as_path
+            .as_ref()
+            .is_some_and(|p| p.prefix.is_empty())
+        {
+            check.problem(
+                at.key("prependASPath").key("prefix"),
+                "there is nothing to prepend",
+            );
+        }
+    }
+}
+
+pub(super) fn workload_endpoint(object: &Object<WorkloadEndpointSpec>, at: &Path, check: &mut Check) {
+    let spec = &object.spec;
+    let workload = if spec.orchestrator.as_deref() == Some(KUBERNETES) {
+        "pod"
+    } else {
+        "workload"
+    };
+    let missing = |text: &Option<String>| text.as_deref().is_none_or(str::is_empty);
+    let mut complete = true;
+    for (field, text) in [
+        ("orchestrator", &spec.orchestrator),
+        ("node", &spec.node),
+        ("endpoint", &spec.endpoint),
+        (
+            workload,
+            if workload == "pod" {
+                &spec.pod
+            } else {
+                &spec.workload
+            },
+        ),
+    ] {
+        if missing(text) {
+            check.problem(
+                at.key(field),
+                "the field is missing: the endpoint's name is made of it",
+            );
+            complete = false;
+        }
+    }
+    if let Some(name) = WorkloadEndpointName::of(spec).filter(|_| complete) {
+        let name = name.to_string();
+        let given = &object.metadata.name;
+        if !given.is_empty() && *given != name {
+            let message = format!("the name of this endpoint is {name}, not {given}");
+            check.problem(Path::root().key("metadata").key("name"), message);
+        }
+    }
+    for (i, net) in spec.ip_networks.iter().flatten().enumerate() {
+        let host = if net.is_ipv4() { 32 } else { 128 };
+        if net.prefix() != host {
+            let message = format!("{net} is more than one address");
+            check.hinted(
+                at.key("ipNetworks").index(i),
+                message,
+                format!("write {}/{host}", net.ip()),
+            );
+        }
+    }
+    for (i, nat) in spec.ip_nats.iter().flatten().enumerate() {
+        let at = at.key("ipNATs").index(i);
+        if nat.internal_ip.is_ipv4() != nat.external_ip.is_ipv4() {
+            check.problem(
+                at.key("externalIP"),
+                "internalIP and externalIP are of different IP versions",
+            );
+        }
+        if !spec
+            .ip_networks
+            .iter()
+            .flatten()
+            .any(|net| net.contains(nat.internal_ip))
+        {
+            let message = format!("{} is not an address of the endpoint", nat.internal_ip);
+            check.problem(at.key("internalIP"), message);
+        }
+    }
+    for (field, text, want_v4) in [
+        ("ipv4Gateway", &spec.ipv4_gateway, true),
+        ("ipv6Gateway", &spec.ipv6_gateway, false),
+    ] {
+        let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else {
+            continue;
+        };
+        if !text
+            .parse::<IpNetwork>()
+            .is_ok_and(|net| net.is_ipv4() == want_v4)
+        {
+            check.problem(
+                at.key(field),
+                format!("{text:?} is not an IPv{} address", if want_v4 { 4 } else { 6 }),
+            );
+        }
+    }
+    interface(spec.interface_name.as_deref(), at, check);
+    if let Some(mac) = spec.mac.as_deref().filter(|mac| !mac.is_empty() && !is_mac(mac)) {
+        check.problem(at.key("mac"), format!("{mac:?} is not a MAC address"));
+    }
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        let at = at.key("ports").index(i);
+        let name = port.name.as_deref().filter(|name| !name.is_empty());
+        if name.is_none() && port.host_port.is_none_or(|p| p == 0) {
+            check.problem(
+                at.key("name"),
+                "a port that is not published on the host needs a name",
+            );
+        }
+        named_port(name, port.protocol, port.port, &at, check);
+    }
+    profiles(spec.profiles.as_deref(), at, check);
+}
+
+fn is_mac(text: &str) -> bool {
+    let parts: Vec<&str> = text.split([':', '-']).collect();
+    parts.len() == 6
+        && parts
+            .iter()
+            .all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+fn interface(name: Option<&str>, at: &Path, check: &mut Check) {
+    if let Some(name) = name.filter(|name| !name.is_empty() && *name != "*" && !is_interface(name, "_.-")) {
+        let message =
+            format!("{name:?} is not an interface name: at most {MAX_INTERFACE} letters, digits, _ . -");
+        check.problem(at.key("interfaceName"), message);
+    }
+}
+
+fn named_port(name: Option<&str>, protocol: Protocol, port: u16, at: &Path, check: &mut Check) {
+    if let Some(name) = name.filter(|name| !is_port_name(name)) {
+        check.problem(at.key("name"), format!("{name:?} is not a name for a port"));
+    }
+    if !protocol.has_ports() {
+        check.problem(
+            at.key("protocol"),
+            format!("{protocol} has no ports: TCP, UDP or SCTP"),
+        );
+    }
+    if port == 0 {
+        check.problem(at.key("port"), "a port is between 1 and 65535");
+    }
+}
+
+fn profiles(profiles: Option<&[String]>, at: &Path, check: &mut Check) {
+    for (i, name) in profiles.unwrap_or_default().iter().enumerate() {
+        if !is_subdomain(name) {
+            check.problem(
+                at.key("profiles").index(i),
+                format!("{name:?} cannot be the name of a profile"),
+            );
+        }
+    }
+}
+
+pub(super) fn host_endpoint(spec: &HostEndpointSpec, at: &Path, check: &mut Check) {
+    if spec.node.as_deref().is_none_or(str::is_empty) {
+        check.problem(at.key("node"), "the node is missing");
+    }
+    let named = spec
+        .interface_name
+        .as_deref()
+        .is_some_and(|name| !name.is_empty());
+    if !named && spec.expected_ips.as_deref().unwrap_or_default().is_empty() {
+        check.hinted(
+            at.clone(),
+            "the interface cannot be found",
+            "add interfaceName, or expectedIPs",
+        );
+    }
+    interface(spec.interface_name.as_deref(), at, check);
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        named_port(
+            Some(&port.name),
+            port.protocol,
+            port.port,
+            &at.key("ports").index(i),
+            check,
+        );
+    }
+    profiles(spec.profiles.as_deref(), at, check);
+}
+
+pub(super) fn felix_configuration(spec: &FelixConfigurationSpec, at: &Path, check: &mut Check) {
+    if let Some(prefixes) = &spec.interface_prefix {
+        for prefix in prefixes.split(',') {
+            if prefix.len() >= MAX_INTERFACE || !is_interface(prefix, "_.-") {
+                let message = format!("{prefix:?} cannot begin the name of an interface");
+                check.problem(at.key("interfacePrefix"), message);
+            }
+        }
+    }
+    for (field, ports) in [
+        ("failsafeInboundHostPorts", &spec.failsafe_inbound_host_ports),
+        ("failsafeOutboundHostPorts", &spec.failsafe_outbound_host_ports),
+    ] {
+        for (i, port) in ports.iter().flatten().enumerate() {
+            named_port(None, port.protocol, port.port, &at.key(field).index(i), check);
+        }
+    }
+    if matches!(
+        &spec.nat_port_range,
+        Some(Port::Named(_) | Port::Range { first: 0, .. })
+    ) {
+        check.problem(
+            at.key("natPortRange"),
+            "a range of numbers from 1 to 65535 is needed",
+        );
+    }
+    for (field, port) in [
+        ("healthPort", spec.health_port),
+        ("prometheusMetricsPort", spec.prometheus_metrics_port),
+    ] {
+        if port == Some(0) {
+            check.problem(at.key(field), "a port is between 1 and 65535");
+        }
+    }
+    // RTPROT_UNSPEC, REDIRECT and KERNEL of linux/rtnetlink.h: taking them would make the kernel's routes look ours.
+    if let Some(protocol) = spec.device_route_protocol.filter(|p| matches!(p, 0..=2)) {
+        let message = format!("{protocol} is the protocol of routes that the kernel makes itself");
+        check.problem(at.key("deviceRouteProtocol"), message);
+    }
+    for (field, priority) in [
+        ("ipv4NormalRoutePriority", spec.ipv4_normal_route_priority),
+        ("ipv6NormalRoutePriority", spec.ipv6_normal_route_priority),
+    ] {
+        if let Some(priority) = priority.filter(|p| !(1..=MAX_PRIORITY).contains(p)) {
+            check.problem(
+                at.key(field),
+                format!("{priority} is not between 1 and {MAX_PRIORITY}"),
+            );
+        }
+    }
+}
+
+pub(super) fn node_status(spec: &CalicoNodeStatusSpec, at: &Path, check: &mut Check) {
+    if spec.node.as_deref().is_none_or(str::is_empty) {
+        check.problem(at.key("node"), "the node is missing");
+    }
+}
