@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Family;
 use crate::filter::{Community, PeerType};
@@ -66,7 +66,7 @@ impl OriginAttributes {
 }
 
 /// RFC 4271 §8.2.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum State {
     /// Refusing connections, waiting before the next attempt, or shut down.
     Idle,
@@ -97,7 +97,7 @@ impl std::fmt::Display for State {
 }
 
 /// The whole speaker at a glance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// BGP Identifier.
     pub router_id: Ipv4Addr,
@@ -114,7 +114,7 @@ pub struct Summary {
 }
 
 /// One row of `summary`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerSummary {
     /// The peer's name.
     pub name: String,
@@ -145,7 +145,7 @@ pub struct PeerSummary {
 }
 
 /// One peer in detail.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Neighbor {
     /// The row of `summary`.
     #[serde(flatten)]
@@ -181,7 +181,7 @@ pub struct Neighbor {
 }
 
 /// A peer's graceful-restart capability (RFC 4724 §3).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerRestart {
     /// Seconds its routes are kept when it is lost.
     pub restart_time: u16,
@@ -194,7 +194,7 @@ pub struct PeerRestart {
 }
 
 /// Prefix counters of one peer in one family.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FamilyCounts {
     /// Accepted.
     pub accepted: usize,
@@ -247,7 +247,7 @@ pub enum RouteViewKind {
 }
 
 /// One path.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Destination.
     pub prefix: IpNetwork,
@@ -264,7 +264,7 @@ pub struct Route {
     /// AS_PATH as text: `65001 65002 {65003,65004}`.
     pub as_path: String,
     /// `IGP`, `EGP` or `incomplete`.
-    pub origin: &'static str,
+    pub origin: String,
     /// LOCAL_PREF.
     pub local_pref: Option<u32>,
     /// MULTI_EXIT_DISC.
@@ -278,7 +278,7 @@ pub struct Route {
 }
 
 /// What became of a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouteStatus {
     /// The best path.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnetwork::IpNetwork;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Ordered rules and what happens to a route that none of them matches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -175,7 +175,7 @@ pub enum RouteSource {
 }
 
 /// Inside or outside our AS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PeerType {
     /// Another AS.
     #[serde(rename = "eBGP")]

@@ -268,7 +268,8 @@ impl Speaker {
                 Origin::Igp => "IGP",
                 Origin::Egp => "EGP",
                 Origin::Incomplete => "incomplete",
-            },
+            }
+            .to_owned(),
             local_pref: attributes.local_pref,
             med: attributes.med,
             communities: standard.chain(large).collect(),
