@@ -12,6 +12,7 @@
 
 mod bgp;
 mod endpoint;
+mod fail_closed;
 mod felix_configuration;
 mod ipam;
 mod kind;
