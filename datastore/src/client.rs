@@ -264,9 +264,8 @@ impl Client {
             let mut changed = old.typed.clone();
             change(&mut changed)?;
             let new = succeed(old, &changed)?;
-            match self.write_once(&key, Some(&entry), new).await? {
-                Attempt::Done(_, record) => return Ok(record),
-                Attempt::Again => {}
+            if let Some((_, record)) = self.write_once(&key, Some(&entry), new).await? {
+                return Ok(record);
             }
         }
         Err(gave_up(&key))
@@ -359,15 +358,20 @@ impl Client {
             let Some(new) = next(old)? else {
                 return Err(not_found(resource));
             };
-            match self.write_once(key, entry.as_ref(), new).await? {
-                Attempt::Done(outcome, record) => return Ok((outcome, record)),
-                Attempt::Again => {}
+            if let Some(written) = self.write_once(key, entry.as_ref(), new).await? {
+                return Ok(written);
             }
         }
         Err(gave_up(key))
     }
 
-    async fn write_once(&self, key: &str, old: Option<&Entry>, new: Record) -> Result<Attempt> {
+    /// `None`: somebody else was quicker, or it is not known to have been written; read again.
+    async fn write_once(
+        &self,
+        key: &str,
+        old: Option<&Entry>,
+        new: Record,
+    ) -> Result<Option<(Outcome, Record)>> {
         let value = encode(&new.to_json());
         let outcome = if old.is_some() {
             Outcome::Updated
@@ -377,26 +381,21 @@ impl Client {
         if let Some(old) = old
             && serde_json::from_slice::<Value>(&old.value).ok() == serde_json::from_slice(&value).ok()
         {
-            return Ok(Attempt::Done(Outcome::Unchanged, at(new, old.mod_revision)));
+            return Ok(Some((Outcome::Unchanged, at(new, old.mod_revision))));
         }
         let expect = old.map_or(Expect::Absent, |e| Expect::ModRevision(e.mod_revision));
         match self.store.put(key, value.clone(), expect).await {
-            Ok(revision) => Ok(Attempt::Done(outcome, at(new, revision))),
-            Err(store::Error::Conflict { .. }) => Ok(Attempt::Again),
+            Ok(revision) => Ok(Some((outcome, at(new, revision)))),
+            Err(store::Error::Conflict { .. }) => Ok(None),
             Err(store::Error::Ambiguous { .. }) => match self.store.get(key).await? {
                 Some(entry) if entry.value[..] == value[..] => {
-                    Ok(Attempt::Done(outcome, at(new, entry.mod_revision)))
+                    Ok(Some((outcome, at(new, entry.mod_revision))))
                 }
-                _ => Ok(Attempt::Again),
+                _ => Ok(None),
             },
             Err(e) => Err(e.into()),
         }
     }
-}
-
-enum Attempt {
-    Done(Outcome, Record),
-    Again,
 }
 
 /// Reads a stored object and fills in its `resourceVersion`.

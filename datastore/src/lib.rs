@@ -14,6 +14,7 @@
 pub mod backend;
 pub mod client;
 pub mod conformance;
+pub mod ipam;
 pub mod key;
 pub mod mirror;
 pub mod store;
@@ -22,6 +23,7 @@ mod random;
 mod url;
 
 pub use client::{Client, Record};
+pub use ipam::Ipam;
 pub use key::Key;
 pub use mirror::{Mirror, State, Update};
 pub use store::{

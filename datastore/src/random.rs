@@ -1,8 +1,6 @@
 //! Small, fast pseudo-random numbers: jitter between retries, and the repeatable order in which a node tries blocks.
 //! Nothing here is a secret.
 
-#![allow(dead_code, reason = "block order comes with ipam")]
-
 use std::hash::{BuildHasher, RandomState};
 
 /// SplitMix64 (Steele, Lea, Flood 2014): one addition and a mix per number, every seed is good.

@@ -1,0 +1,500 @@
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use policy::resource::{IpPoolSpec, IpReservationSpec, IpamConfigurationSpec, NodeSpec, Object, ObjectMeta};
+
+use super::*;
+use crate::backend::memory::{Fault, Memory};
+
+struct World {
+    memory: Memory,
+    store: Arc<dyn Store>,
+    client: Client,
+    clock: Arc<AtomicI64>,
+    ipam: Ipam,
+}
+
+impl World {
+    async fn new(pools: &[(&str, &str)]) -> Self {
+        let memory = Memory::new();
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let clock = Arc::new(AtomicI64::new(1_000_000));
+        let world = Self {
+            ipam: ipam(&store, &clock, 0),
+            client: Client::new(store.clone()),
+            memory,
+            store,
+            clock,
+        };
+        for (name, cidr) in pools {
+            let spec = IpPoolSpec {
+                block_size: None,
+                ..IpPoolSpec::new(cidr.parse().unwrap())
+            };
+            world
+                .client
+                .create(Object::new(ObjectMeta::named(*name), spec))
+                .await
+                .unwrap();
+        }
+        world
+    }
+
+    async fn configure(&self, change: impl FnOnce(&mut IpamConfigurationSpec)) {
+        let mut spec = IpamConfigurationSpec::default();
+        change(&mut spec);
+        self.client
+            .apply(Object::new(ObjectMeta::named("default"), spec))
+            .await
+            .unwrap();
+    }
+
+    async fn assign(&self, node: &str, handle: &str) -> Result<String> {
+        let addresses = self.ipam.auto_assign(&AssignRequest::new(node, handle)).await?;
+        Ok(addresses
+            .iter()
+            .map(|a| a.ip().to_string())
+            .collect::<Vec<_>>()
+            .join(" "))
+    }
+
+    /// Everything below the IPAM prefix that is not an empty block or its claim.
+    async fn leftovers(&self) -> Vec<String> {
+        let listing = self.store.list(key::IPAM).await.unwrap();
+        let mut left = Vec::new();
+        for entry in listing.entries {
+            match Key::parse(&entry.key) {
+                Some(Key::Block(_)) if Block::from_json(&entry.value).unwrap().is_empty() => {}
+                Some(Key::BlockAffinity { .. }) => {}
+                _ => left.push(format!("{entry:?}")),
+            }
+        }
+        left
+    }
+}
+
+fn ipam(store: &Arc<dyn Store>, clock: &Arc<AtomicI64>, seed: u64) -> Ipam {
+    let clock = clock.clone();
+    Ipam::with(
+        store.clone(),
+        move || Timestamp::from_second(clock.load(Ordering::Relaxed)).unwrap(),
+        seed,
+    )
+}
+
+#[tokio::test]
+async fn a_handle_keeps_its_addresses_until_it_is_released() {
+    let world = World::new(&[("v4", "10.0.0.0/24"), ("v6", "fd00::/120")]).await;
+    let request = AssignRequest {
+        num6: 1,
+        ..AssignRequest::new("n1", "h1")
+    };
+    let first = world.ipam.auto_assign(&request).await.unwrap();
+    assert_eq!(
+        first.iter().map(|a| a.prefix()).collect::<Vec<_>>(),
+        [32, 128],
+        "host networks, IPv4 first"
+    );
+    assert_eq!(world.ipam.auto_assign(&request).await.unwrap(), first);
+    let other = world
+        .ipam
+        .auto_assign(&AssignRequest {
+            num6: 1,
+            ..AssignRequest::new("n1", "h2")
+        })
+        .await
+        .unwrap();
+    assert!(other.iter().all(|a| !first.contains(a)));
+    let more = world
+        .ipam
+        .auto_assign(&AssignRequest {
+            num4: 3,
+            ..AssignRequest::new("n1", "h1")
+        })
+        .await
+        .unwrap();
+    assert!(
+        more.len() == 3 && more.contains(&first[0]),
+        "asked for more, the handle keeps what it has"
+    );
+
+    assert_eq!(world.ipam.addresses("h1").await.unwrap().len(), 4);
+    assert_eq!(
+        world
+            .ipam
+            .holder(first[0].ip())
+            .await
+            .unwrap()
+            .unwrap()
+            .handle
+            .as_deref(),
+        Some("h1")
+    );
+    assert_eq!(world.ipam.release_handle("h1").await.unwrap().len(), 4);
+    assert_eq!(
+        world.ipam.release_handle("h1").await.unwrap(),
+        [] as [IpAddr; 0],
+        "idempotent"
+    );
+    assert_eq!(world.ipam.addresses("h1").await.unwrap(), [] as [IpAddr; 0]);
+    assert_eq!(world.ipam.release_handle("h2").await.unwrap().len(), 2);
+    assert_eq!(world.leftovers().await, [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn a_node_stays_in_its_blocks_and_only_confirmed_ones_are_advertised() {
+    let world = World::new(&[("v4", "10.0.0.0/24")]).await;
+    for n in 0..64 {
+        world.assign("n1", &format!("a{n}")).await.unwrap();
+    }
+    let one = world.ipam.affine_blocks_confirmed("n1").await.unwrap();
+    assert_eq!(one.len(), 1, "64 addresses are one block");
+    world.assign("n2", "b").await.unwrap();
+    world.assign("n1", "c").await.unwrap();
+    let (one, two) = (
+        world.ipam.affine_blocks_confirmed("n1").await.unwrap(),
+        world.ipam.affine_blocks_confirmed("n2").await.unwrap(),
+    );
+    assert_eq!((one.len(), two.len()), (2, 1));
+    assert!(two.iter().all(|block| !one.contains(block)));
+    let pending = Key::BlockAffinity {
+        node: "n2".into(),
+        block: one[0],
+    }
+    .to_string();
+    let claim = serde_json::to_vec(&BlockAffinity::new(ClaimState::Pending)).unwrap();
+    world.store.put(&pending, claim, Expect::Absent).await.unwrap();
+    assert_eq!(world.ipam.affine_blocks_confirmed("n2").await.unwrap(), two);
+    assert_eq!(
+        world.ipam.ensure_confirmed("n2").await.unwrap(),
+        two,
+        "a claim on another's block is given up"
+    );
+    assert_eq!(world.store.get(&pending).await.unwrap(), None);
+    let blocks: Vec<IpNetwork> = world
+        .ipam
+        .blocks("n1")
+        .await
+        .unwrap()
+        .iter()
+        .map(|b| b.cidr)
+        .collect();
+    assert_eq!(blocks, one);
+}
+
+#[tokio::test]
+async fn a_full_pool_is_borrowed_from_unless_affinity_is_strict() {
+    let world = World::new(&[("v4", "10.0.0.0/25")]).await;
+    world.assign("n1", "a").await.unwrap();
+    world.assign("n2", "b").await.unwrap();
+    let borrowed = world.assign("n3", "c").await.unwrap();
+    let usage = world.ipam.show().await.unwrap();
+    assert_eq!((usage[0].total, usage[0].in_use, usage[0].free()), (128, 3, 125));
+    assert_eq!(usage[0].blocks.iter().map(|b| b.borrowed).sum::<usize>(), 1);
+    assert!(
+        world.ipam.affine_blocks_confirmed("n3").await.unwrap().is_empty(),
+        "a borrowed block is not advertised"
+    );
+    world.configure(|c| c.strict_affinity = Some(true)).await;
+    assert_eq!(
+        world.assign("n3", "c").await.unwrap(),
+        borrowed,
+        "what one has one keeps"
+    );
+    let refused = world.assign("n3", "d").await.unwrap_err();
+    assert!(matches!(refused, Error::Exhausted { family: 4, .. }), "{refused}");
+    assert!(refused.to_string().contains("strictAffinity"), "{refused}");
+    world.configure(|c| c.max_blocks_per_host = Some(1)).await;
+    world.ipam.release_handle("c").await.unwrap();
+    for n in 0..63 {
+        world.assign("n1", &format!("x{n}")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn limits_and_configuration_are_honoured() {
+    let world = World::new(&[("v4", "10.0.0.0/24")]).await;
+    world
+        .configure(|c| {
+            c.strict_affinity = Some(true);
+            c.max_blocks_per_host = Some(1);
+        })
+        .await;
+    for n in 0..64 {
+        world.assign("n1", &format!("h{n}")).await.unwrap();
+    }
+    let refused = world.assign("n1", "more").await.unwrap_err().to_string();
+    assert!(refused.contains("maxBlocksPerHost"), "{refused}");
+    world
+        .configure(|c| {
+            c.strict_affinity = Some(true);
+            c.auto_allocate_blocks = Some(false);
+        })
+        .await;
+    let refused = world.assign("n2", "h").await.unwrap_err().to_string();
+    assert!(refused.contains("autoAllocateBlocks"), "{refused}");
+    assert_eq!(
+        world.leftovers().await.len(),
+        65,
+        "64 handles, one block in use, and nothing of the refused"
+    );
+}
+
+#[tokio::test]
+async fn freed_addresses_rest_and_reserved_ones_are_left_out() {
+    let world = World::new(&[("v4", "10.0.0.0/26")]).await;
+    world.configure(|c| c.ip_cooldown_seconds = Some(60)).await;
+    let reservation = IpReservationSpec {
+        reserved_cidrs: Some(vec!["10.0.0.0/27".parse().unwrap()]),
+    };
+    world
+        .client
+        .create(Object::new(ObjectMeta::named("r"), reservation))
+        .await
+        .unwrap();
+    for n in 0..32 {
+        let address = world.assign("n1", &format!("h{n}")).await.unwrap();
+        assert_eq!(address, format!("10.0.0.{}", 32 + n));
+    }
+    assert!(matches!(
+        world.assign("n1", "x").await,
+        Err(Error::Exhausted { .. })
+    ));
+    assert_eq!(world.ipam.show().await.unwrap()[0].free(), 0);
+    world.ipam.release_handle("h3").await.unwrap();
+    assert!(
+        matches!(world.assign("n1", "x").await, Err(Error::Exhausted { .. })),
+        "it rests"
+    );
+    world.clock.fetch_add(60, Ordering::Relaxed);
+    assert_eq!(world.assign("n1", "x").await.unwrap(), "10.0.0.35");
+}
+
+#[tokio::test]
+async fn a_particular_address() {
+    let world = World::new(&[("v4", "10.0.0.0/24")]).await;
+    let request = |handle: &str, address: &str| AssignIp {
+        node: "n1".into(),
+        handle: handle.into(),
+        address: address.parse().unwrap(),
+        attributes: BTreeMap::from([("pod".to_owned(), "p".to_owned())]),
+    };
+    world.ipam.assign_ip(&request("h", "10.0.0.77")).await.unwrap();
+    world.ipam.assign_ip(&request("h", "10.0.0.77")).await.unwrap();
+    let taken = world.ipam.assign_ip(&request("other", "10.0.0.77")).await;
+    assert!(
+        matches!(&taken, Err(Error::InUse { holder, .. }) if holder == "h"),
+        "{taken:?}"
+    );
+    assert!(matches!(
+        world.ipam.assign_ip(&request("h", "10.1.0.1")).await,
+        Err(Error::Invalid { .. })
+    ));
+    assert_eq!(
+        world.assign("n1", "h").await.unwrap(),
+        "10.0.0.77",
+        "it is the handle's address from then on"
+    );
+    let holder = world
+        .ipam
+        .holder("10.0.0.77".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (
+            holder.secondary["pod"].as_str(),
+            holder.secondary["node"].as_str()
+        ),
+        ("p", "n1")
+    );
+
+    let release = |handle: Option<&str>, sequence| Release {
+        handle: handle.map(str::to_owned),
+        sequence,
+        ..Release::address("10.0.0.77".parse().unwrap())
+    };
+    for wrong in [release(Some("other"), None), release(None, Some(999))] {
+        assert!(world.ipam.release(&[wrong]).await.unwrap().is_empty());
+    }
+    assert_eq!(
+        world
+            .ipam
+            .release(&[release(Some("h"), None)])
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(world.leftovers().await, [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn pools_are_chosen_by_the_nodes_labels_and_a_failed_request_leaves_nothing() {
+    let world = World::new(&[("v4", "10.0.0.0/24")]).await;
+    let mut spec = IpPoolSpec::new("fd00::/120".parse().unwrap());
+    spec.node_selector = Some("rack == 'r1'".into());
+    world
+        .client
+        .create(Object::new(ObjectMeta::named("v6"), spec))
+        .await
+        .unwrap();
+    let both = |node: &str| AssignRequest {
+        num6: 1,
+        ..AssignRequest::new(node, format!("h-{node}"))
+    };
+    let refused = world.ipam.auto_assign(&both("n1")).await.unwrap_err();
+    assert!(
+        matches!(&refused, Error::NoPool { family: 6, reason, .. } if reason.contains("v6")),
+        "{refused}"
+    );
+    assert_eq!(
+        world.leftovers().await,
+        [] as [String; 0],
+        "the IPv4 address went back"
+    );
+    let mut node = Object::new(ObjectMeta::named("n2"), NodeSpec::default());
+    node.metadata.labels.insert("rack".into(), "r1".into());
+    world.client.create(node).await.unwrap();
+    assert_eq!(world.ipam.auto_assign(&both("n2")).await.unwrap().len(), 2);
+    let wanted = AssignRequest {
+        pools: vec!["nope".into()],
+        ..AssignRequest::new("n2", "x")
+    };
+    assert!(matches!(
+        world.ipam.auto_assign(&wanted).await,
+        Err(Error::NoPool { family: 4, .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_block_is_given_back_only_when_nothing_is_in_it() {
+    let world = World::new(&[("v4", "10.0.0.0/26")]).await;
+    world.assign("n1", "a").await.unwrap();
+    let block: IpNetwork = "10.0.0.0/26".parse().unwrap();
+    assert!(!world.ipam.release_block("n1", block).await.unwrap());
+    assert_eq!(
+        world.ipam.affine_blocks_confirmed("n1").await.unwrap(),
+        [block],
+        "and the claim is good again"
+    );
+    world.ipam.release_handle("a").await.unwrap();
+    assert!(world.ipam.release_block("n1", block).await.unwrap());
+    assert!(world.store.list(key::IPAM).await.unwrap().entries.is_empty());
+    world.assign("n2", "b").await.unwrap();
+    assert_eq!(world.ipam.affine_blocks_confirmed("n2").await.unwrap(), [block]);
+    assert!(
+        world.ipam.release_block("n1", block).await.unwrap(),
+        "giving back what one has not is nothing"
+    );
+    assert_eq!(world.ipam.blocks("n2").await.unwrap().len(), 1);
+}
+
+/// Stops every write after the n-th, as kill -9 does, for every n; then somebody goes on.
+#[tokio::test]
+async fn a_crash_after_any_write_is_repaired_by_going_on() {
+    for survived in 0..8 {
+        let world = World::new(&[("v4", "10.0.0.0/26")]).await;
+        let mut writes = 0;
+        world.memory.set_fault_hook(move |_| {
+            writes += 1;
+            if writes > survived {
+                Fault::Unavailable
+            } else {
+                Fault::None
+            }
+        });
+        let crashed = world.assign("n1", "h").await;
+        world.memory.clear_fault_hook();
+        let again = world.assign("n1", "h").await.unwrap();
+        if let Ok(first) = crashed {
+            assert_eq!(first, again);
+        }
+        assert_eq!(
+            world.ipam.show().await.unwrap()[0].in_use,
+            1,
+            "after {survived} writes"
+        );
+        assert_eq!(world.ipam.affine_blocks_confirmed("n1").await.unwrap().len(), 1);
+        world.ipam.release_handle("h").await.unwrap();
+        assert_eq!(
+            world.leftovers().await,
+            [] as [String; 0],
+            "after {survived} writes"
+        );
+    }
+}
+
+/// Many processes on four nodes fill and drain two small pools while every third write is overtaken, lost or left in
+/// doubt. Nothing is held twice, nothing is forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_conflicts_and_doubt_nothing_is_double_and_nothing_leaks() {
+    let world = World::new(&[("a", "10.0.0.0/25"), ("b", "10.1.0.0/26")]).await;
+    let mut random = SplitMix64::from_seed(7);
+    world.memory.set_fault_hook(move |_| match random.below(12) {
+        0 => Fault::Overtaken,
+        1 => Fault::AmbiguousApplied,
+        2 => Fault::AmbiguousLost,
+        _ => Fault::None,
+    });
+    let held: Arc<Mutex<HashMap<IpAddr, String>>> = Arc::default();
+    let everybody = Arc::new(tokio::sync::Barrier::new(8));
+    let mut tasks = Vec::new();
+    for task in 0..8u64 {
+        let (ipam, held) = (ipam(&world.store, &world.clock, task), held.clone());
+        let everybody = everybody.clone();
+        tasks.push(tokio::spawn(async move {
+            let node = format!("n{}", task % 4);
+            let mut random = SplitMix64::from_seed(task);
+            let (mut mine, mut exhausted): (Vec<String>, u32) = (Vec::new(), 0);
+            for step in 0..90 {
+                // The first half fills, the second drains.
+                if step == 45 {
+                    everybody.wait().await;
+                }
+                let fill = random.below(10) < if step < 45 { 9 } else { 2 };
+                if fill || mine.is_empty() {
+                    let handle = format!("t{task}-{step}");
+                    match ipam.auto_assign(&AssignRequest::new(&node, &handle)).await {
+                        Ok(addresses) => {
+                            let before = held.lock().unwrap().insert(addresses[0].ip(), handle.clone());
+                            assert_eq!(before, None, "{addresses:?} is {handle}'s and somebody else's");
+                            mine.push(handle);
+                        }
+                        Err(Error::Exhausted { .. }) => exhausted += 1,
+                        Err(e) => panic!("{e}"),
+                    }
+                } else {
+                    let index = random.below(mine.len() as u64) as usize;
+                    let handle = mine.swap_remove(index);
+                    held.lock().unwrap().retain(|_, holder| *holder != handle);
+                    assert_eq!(ipam.release_handle(&handle).await.unwrap().len(), 1, "{handle}");
+                }
+            }
+            (mine, exhausted)
+        }));
+    }
+    let (mut remaining, mut exhausted) = (Vec::new(), 0);
+    for task in tasks {
+        let (mine, full) = task.await.unwrap();
+        remaining.extend(mine);
+        exhausted += full;
+    }
+    assert!(exhausted > 0, "the pools were full at some time");
+    let in_store: HashMap<IpAddr, String> = (world.ipam.all_blocks(Family::V4).await.unwrap().values())
+        .flat_map(|b| {
+            b.allocations()
+                .map(|a| (a.address, a.attribute.handle.clone().unwrap()))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(in_store, *held.lock().unwrap(), "the store knows who holds what");
+    for handle in remaining {
+        assert_eq!(
+            world.ipam.release_handle(&handle).await.unwrap().len(),
+            1,
+            "{handle}"
+        );
+    }
+    assert_eq!(world.leftovers().await, [] as [String; 0]);
+}
