@@ -15,6 +15,7 @@ pub mod filter;
 pub mod fsm;
 pub mod net;
 pub mod rib;
+pub mod sim;
 pub mod speaker;
 pub mod view;
 pub mod wire;

@@ -23,6 +23,8 @@
 
 mod negotiate;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,7 +37,7 @@ use crate::config::{Family, GracefulRestart, PeerConfig};
 use crate::view::State;
 use crate::wire::{AttributeError, Notification, PathAttributes, PrefixIter};
 
-pub use negotiate::{Negotiated, PeerGracefulRestart, local_open, negotiate};
+pub use negotiate::{Negotiated, PeerGracefulRestart, keepalive_interval, local_open, negotiate};
 pub use session::Session;
 
 /// What all sessions of a speaker share.
@@ -79,7 +81,7 @@ pub enum Command {
     },
     /// Asks the peer for its routes again (RFC 2918). Ignored unless established and understood by the peer.
     RequestRefresh(Family),
-    /// New parameters; in force for the next OPEN, timers at once.
+    /// New parameters: timers at once, the rest with the next OPEN.
     Reconfigure(Box<PeerConfig>, Identity),
 }
 

@@ -26,7 +26,7 @@ pub struct Negotiated {
     pub local_address: IpAddr,
     /// The smaller of both offers; zero: no keepalives, no hold timer.
     pub hold_time: Duration,
-    /// How often we send KEEPALIVE.
+    /// How often we send KEEPALIVE, as configured when the session came up.
     pub keepalive: Duration,
     /// Families both sides announced.
     pub families: Vec<Family>,
@@ -112,6 +112,19 @@ fn offers_extended_next_hop(config: &PeerConfig) -> bool {
     config.address.is_ipv6() && config.families.contains(&Family::Ipv4Unicast) && config.next_hop_v4.is_none()
 }
 
+/// How often to send KEEPALIVE: as configured, but three a hold time at the least, and not more than one a second
+/// (RFC 4271 §4.4). Zero without a hold time.
+pub fn keepalive_interval(config: &PeerConfig, hold_time: Duration) -> Duration {
+    if hold_time.is_zero() {
+        return Duration::ZERO;
+    }
+    let third = hold_time / 3;
+    config
+        .keepalive
+        .map_or(third, |wanted| wanted.min(third))
+        .max(Duration::from_secs(1))
+}
+
 /// Accepts or refuses a peer's OPEN.
 ///
 /// # Errors
@@ -146,16 +159,7 @@ pub fn negotiate(
         return Err(refuse(open_error::UNSUPPORTED_CAPABILITY));
     }
     let hold_time = Duration::from_secs(u64::from(ours.hold_time.min(theirs.hold_time)));
-    let third = hold_time / 3;
-    let keepalive = config
-        .keepalive
-        .map_or(third, |wanted| wanted.min(third))
-        .max(if hold_time.is_zero() {
-            Duration::ZERO
-        } else {
-            // RFC 4271 §4.4: not more often than one a second.
-            Duration::from_secs(1)
-        });
+    let keepalive = keepalive_interval(config, hold_time);
     let four_octet_as = ours.four_octet_as() && theirs.four_octet_as();
     let extended_next_hop = ours.extended_next_hop() && theirs.extended_next_hop();
     let graceful_restart = ours

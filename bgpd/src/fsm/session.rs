@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, RouteUpdate, SessionEvent,
-    Transmit, Transport, local_open, negotiate,
+    Transmit, Transport, keepalive_interval, local_open, negotiate,
 };
 use crate::config::{Family, PeerConfig};
 use crate::view::State;
@@ -248,6 +248,14 @@ impl Session {
             Command::Reconfigure(config, identity) => {
                 self.config = *config;
                 self.identity = identity;
+                for connection in &mut self.connections {
+                    let hold = connection
+                        .negotiated
+                        .as_ref()
+                        .map_or(Duration::ZERO, |n| n.hold_time);
+                    let soonest = now + keepalive_interval(&self.config, hold);
+                    connection.keepalive = connection.keepalive.map(|at| at.min(soonest));
+                }
             }
         }
         self.show(None);
@@ -428,10 +436,11 @@ impl Session {
             }
             // Event 11.
             if due(connection.keepalive) {
-                let interval = connection
+                let hold = connection
                     .negotiated
                     .as_ref()
-                    .map_or(Duration::ZERO, |n| n.keepalive);
+                    .map_or(Duration::ZERO, |n| n.hold_time);
+                let interval = keepalive_interval(&self.config, hold);
                 connection.keepalive = None;
                 self.send_keepalive(id);
                 let next = self.jittered(interval);

@@ -322,6 +322,9 @@ impl Group {
             cursor: at,
             ..Member::default()
         });
+        // A member that asked for a refresh may have read on since the walk that it now gets: it must hear those
+        // entries again, or the walk would have the last word on what they changed.
+        member.cursor = member.cursor.min(at);
         member.snapshot = Some((entries, 0));
         if end_of_rib {
             member.end_of_rib = Some(marker.freeze());

@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use super::{Peer, Speaker, at};
 use crate::config::{Family, PeerAs};
 use crate::filter::PeerType;
+use crate::fsm::keepalive_interval;
 use crate::rib::ShownPath;
 use crate::rib::table::{LOCAL, PeerIndex};
 use crate::view::{
@@ -124,7 +125,7 @@ impl Speaker {
             local_address: negotiated.map(|n| n.local_address),
             local_asn: peer.config.local_asn.unwrap_or(self.config.asn),
             hold_time: negotiated.map(|n| n.hold_time.as_secs()),
-            keepalive: negotiated.map(|n| n.keepalive.as_secs()),
+            keepalive: negotiated.map(|n| keepalive_interval(&peer.config, n.hold_time).as_secs()),
             families: negotiated.map(|n| n.families.clone()).unwrap_or_default(),
             four_octet_as: negotiated.is_some_and(|n| n.four_octet_as),
             route_refresh: negotiated.is_some_and(|n| n.route_refresh),
