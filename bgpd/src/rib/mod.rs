@@ -44,6 +44,8 @@ pub mod export;
 mod feed;
 mod group;
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
