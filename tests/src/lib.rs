@@ -1,1 +1,3 @@
-//! System tests in network namespaces, interop with other speakers, architecture tests.
+//! What the system tests share: namespaces around each test, probes, and waiting without sleeping.
+
+pub mod harness;

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -91,8 +91,16 @@ impl Drop for Init {
     fn drop(&mut self) {
         let _ = kill(self.pid, Signal::SIGKILL);
         // The kernel lets the init of a pid namespace go only when everything in it is gone and buried. The nodes are
-        // in it, but they are our children to bury.
-        while matches!(waitpid(None::<Pid>, None), Ok(_) | Err(nix::Error::EINTR)) {}
+        // in it, but they are our children to bury. A program whose waiter was killed is for the machine's init to
+        // bury; where that one does not (some containers), the dead may stay, but nobody waits for them.
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < deadline {
+            match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+                Ok(nix::sys::wait::WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(_) => return,
+            }
+        }
     }
 }
 
@@ -203,7 +211,10 @@ impl Holder {
                 && let Some(listener) = &self.listener
                 && let Some(mut stream) = self.answer(listener)
             {
-                drop(self.init);
+                let Self { init, listener, .. } = self;
+                drop(init);
+                // The name is free before the caller hears of it.
+                drop(listener);
                 let _ = wire::send(&mut stream, &true);
                 return 0;
             }

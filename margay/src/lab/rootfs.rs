@@ -126,6 +126,7 @@ pub(super) fn node(hostname: &str, binds: &[Bind], margay: Option<&Path>) -> Res
         ".old",
         ".host/etc",
         ".host/var",
+        ".host/sys",
     ] {
         make_folder(&staging.join(folder))?;
     }
@@ -143,14 +144,17 @@ pub(super) fn node(hostname: &str, binds: &[Bind], margay: Option<&Path>) -> Res
         None::<&str>,
     )
     .map_err(|errno| Error::os("mounting /proc in a node", errno))?;
-    // A container may forbid it. An empty /sys is better than one that shows another namespace's devices.
-    let _ = mount(
-        Some("sysfs"),
-        &staging.join("sys"),
-        Some("sysfs"),
-        flags,
-        None::<&str>,
-    );
+    // A container may forbid it. An empty /sys is better than one that shows another namespace's devices. The second
+    // one is for `ip netns exec`, which takes /sys away before it mounts the next.
+    for place in ["sys", ".host/sys"] {
+        let _ = mount(
+            Some("sysfs"),
+            &staging.join(place),
+            Some("sysfs"),
+            flags,
+            None::<&str>,
+        );
+    }
 
     nix::unistd::pivot_root(STAGING, &staging.join(".old"))
         .map_err(|errno| Error::os("changing the root of a node", errno))?;
