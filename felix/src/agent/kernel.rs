@@ -107,7 +107,9 @@ impl Kernel {
         }
         let before = self.links.insert(link.name.clone(), link.clone());
         if before.is_some_and(|before| before.up) && !link.up {
+            // With its routes go its neighbours, the permanent ones too.
             self.routes.interface_down(link.index);
+            self.neighbours.retain(|_, entry| entry.index != link.index);
         }
         self.tuned.remove(&link.name);
         self.routes.interface_changed(&link.name);

@@ -210,6 +210,17 @@ fn check(netns: &NetNs, request: &AttachRequest) -> Result<(), Error> {
     if request.addresses.is_empty() {
         return Err(Error::Invalid("a workload needs at least one address".to_owned()));
     }
+    let unusable = |address: &&IpAddr| {
+        address.is_multicast()
+            || address.is_unspecified()
+            || address.is_loopback()
+            || matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+    };
+    if let Some(address) = request.addresses.iter().find(unusable) {
+        return Err(Error::Invalid(format!(
+            "{address} cannot be the address of a workload"
+        )));
+    }
     if request.mac.is_some_and(|mac| mac[0] & 1 != 0 || mac == [0; 6]) {
         return Err(Error::Invalid(
             "the MAC address is not one of a single interface".to_owned(),
