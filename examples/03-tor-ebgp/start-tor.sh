@@ -1,8 +1,8 @@
 #!/bin/sh
-# The router's main process: start-tor.sh bird|frr|gobgp|openbgpd
+# The router's main process: start-tor.sh bird|frr|gobgp|openbgpd|margay
 #
-# All four have the same configuration, each in its own words: AS 64512, one eBGP neighbour per host and address
-# family, the pools accepted and nothing else, a default route announced to every host.
+# All have the same configuration, each in its own words: AS 64512, one eBGP neighbour per host and address family,
+# the pools accepted and nothing else, a default route announced to every host (not by margay, which has none to give).
 set -eu
 here=$(dirname "$0")
 
@@ -40,8 +40,14 @@ openbgpd)
     sh "$here/rib-to-fib.sh" openbgpd &
     exec /usr/sbin/bgpd -d -f /tmp/openbgpd/bgpd.conf
     ;;
+margay)
+    export MARGAY_DATASTORE=sqlite:///run/margay/router.db
+    mkdir -p /run/margay
+    margay apply -f "$here/tor-margay.yaml"
+    exec margay node run --name tor --ip 10.0.1.1/30 --ip6 fd00:0:1::1/64
+    ;;
 *)
-    echo "start-tor.sh: no router is called '$1': bird, frr, gobgp or openbgpd" >&2
+    echo "start-tor.sh: no router is called '$1': bird, frr, gobgp, openbgpd or margay" >&2
     exit 2
     ;;
 esac

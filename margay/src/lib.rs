@@ -1,3 +1,16 @@
 //! Node daemon, command line and lab: where the crates meet.
+//!
+//! ```text
+//!  cli ──► api::client ──unix socket──► node (store ─► felix ◄─► bgpd)
+//!   │                                     ▲
+//!   ├────► datastore (get, apply, …)      │ one per host
+//!   └────► lab, demo: hosts and routers in namespaces, each running `margay node run`
+//! ```
 
+pub mod api;
+pub mod cli;
+pub mod demo;
 pub mod lab;
+pub mod logging;
+pub mod node;
+pub mod probe;

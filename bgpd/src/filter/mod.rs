@@ -185,6 +185,15 @@ pub enum PeerType {
     Ibgp,
 }
 
+impl fmt::Display for PeerType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ebgp => "eBGP",
+            Self::Ibgp => "iBGP",
+        })
+    }
+}
+
 /// A condition on the prefix: the network relation and the length, both of which must hold.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct PrefixMatch {

@@ -40,8 +40,12 @@ pub const ADVERTISE_ANNOTATION: &str = "margay/advertise";
 /// One stored object.
 #[derive(Debug, Clone)]
 enum Stored {
-    /// Readable.
-    Object { resource: Box<Resource>, revision: u64 },
+    /// Readable, or a policy that is not and whose place a denying one takes; then why.
+    Object {
+        resource: Box<Resource>,
+        revision: u64,
+        problem: Option<String>,
+    },
     /// Present, and of no use: why.
     Broken(String),
 }
@@ -119,12 +123,19 @@ impl World {
                 if !matters(kind) {
                     return false;
                 }
-                let stored = match Resource::from_json(value) {
-                    Ok(resource) => Stored::Object {
+                let stored = match (Resource::from_json(value), Resource::deny_in_place_of(value)) {
+                    (Ok(resource), _) => Stored::Object {
                         resource: Box::new(resource),
                         revision,
+                        problem: None,
                     },
-                    Err(error) => Stored::Broken(error.to_string()),
+                    // A policy that cannot be read closes what it would have policed.
+                    (Err(error), Some(deny)) => Stored::Object {
+                        resource: Box::new(deny),
+                        revision,
+                        problem: Some(error.to_string()),
+                    },
+                    (Err(error), None) => Stored::Broken(error.to_string()),
                 };
                 self.objects.insert(key.to_owned(), stored);
                 true
@@ -159,7 +170,9 @@ impl World {
 
     fn resources(&self) -> impl Iterator<Item = (&Resource, u64)> {
         self.objects.values().filter_map(|stored| match stored {
-            Stored::Object { resource, revision } => Some((resource.as_ref(), *revision)),
+            Stored::Object {
+                resource, revision, ..
+            } => Some((resource.as_ref(), *revision)),
             Stored::Broken(_) => None,
         })
     }
@@ -223,7 +236,14 @@ pub fn calculate(world: &World, config: &AgentConfig, quarantine: &BTreeMap<Stri
             object: key.clone(),
             message: reason.clone(),
         }),
-        Stored::Object { .. } => None,
+        Stored::Object {
+            problem: Some(reason),
+            ..
+        } => Some(Problem {
+            object: key.clone(),
+            message: format!("{reason}; it denies everything it governs until it can be read"),
+        }),
+        Stored::Object { problem: None, .. } => None,
     }));
 
     let endpoints = routes::endpoints(world, &model, config, &mut problems);

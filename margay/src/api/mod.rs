@@ -1,0 +1,147 @@
+//! What the node daemon and its callers say to each other.
+//!
+//! The daemon listens on one unix socket and speaks HTTP/1.1 with JSON bodies: the command line, the CNI
+//! plugin and the Docker driver are all callers of this one interface. Paths are versioned (`/v1/…`); a body
+//! that carries an unknown field is refused, so that a newer caller learns at once that an older daemon would
+//! have ignored what it asked for.
+
+pub mod client;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// Where the daemon listens when nobody says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/margay/margay.sock";
+
+/// Asks the daemon to give a network namespace an address, a route and its policy (`POST /v1/workloads`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AttachRequest {
+    /// Namespace of the workload, `default` unless said.
+    pub namespace: String,
+    /// Name of the workload.
+    pub name: String,
+    /// Which of the workload's endpoints this is; the name of the interface inside.
+    pub interface: String,
+    /// Path of the network namespace, as the daemon sees it (`/run/netns/a`, `/proc/123/ns/net`).
+    pub netns: String,
+    /// Labels of the endpoint.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Profiles, in order; none means the namespace's own, `kns.<namespace>`.
+    #[serde(default)]
+    pub profiles: Vec<String>,
+    /// Addresses wanted; empty means one of each family that has a pool.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Pools to take addresses from; empty means any that allow this node.
+    #[serde(default)]
+    pub pools: Vec<String>,
+    /// Ports with a name, which rules may refer to.
+    #[serde(default)]
+    pub ports: Vec<NamedPort>,
+}
+
+/// A named port of a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedPort {
+    /// The name.
+    pub name: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// The number.
+    pub port: u16,
+}
+
+/// What a workload has: the answer to attach, and one row of `GET /v1/workloads`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Namespace of the workload.
+    pub namespace: String,
+    /// Name of the workload.
+    pub name: String,
+    /// Name of the WorkloadEndpoint resource.
+    pub endpoint: String,
+    /// Node that has it.
+    pub node: String,
+    /// Interface on the host's side.
+    pub interface: String,
+    /// Addresses, host length.
+    pub addresses: Vec<IpNetwork>,
+    /// Labels of the endpoint.
+    pub labels: BTreeMap<String, String>,
+    /// Whether its policy and routes are in the kernel now.
+    pub ready: bool,
+}
+
+/// An error as the API gives it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What happened, for a person.
+    pub error: String,
+}
+
+/// State of the node daemon (`GET /v1/status`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Name of the node.
+    pub node: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// The store it follows, without credentials.
+    pub datastore: String,
+    /// Whether what it knows is what the store holds.
+    pub datastore_in_sync: bool,
+    /// State of the kernel's half.
+    pub dataplane: DataplaneStatus,
+    /// State of the speaker; absent where BGP is off.
+    pub bgp: Option<BgpStatus>,
+}
+
+/// What the agent has put into the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct DataplaneStatus {
+    /// Whether the first complete state was written.
+    pub in_sync: bool,
+    /// Endpoints of this node.
+    pub endpoints: usize,
+    /// Endpoints whose policy and routes are in the kernel.
+    pub endpoints_ready: usize,
+    /// Times that the kernel was written.
+    pub applies: u64,
+    /// Times that somebody else's change was put right.
+    pub drift_repairs: u64,
+    /// Objects that were left out, and why.
+    pub problems: Vec<String>,
+    /// The last failure, if the present state is one.
+    pub last_error: Option<String>,
+}
+
+/// What the speaker says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpStatus {
+    /// Own AS number.
+    pub local_as: u32,
+    /// Router id.
+    pub router_id: String,
+    /// Peers configured.
+    pub peers: usize,
+    /// Peers whose session is established.
+    pub established: usize,
+    /// Prefixes this node announces.
+    pub originated: usize,
+    /// Routes learned and in use.
+    pub learned: usize,
+}

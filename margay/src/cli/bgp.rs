@@ -1,0 +1,362 @@
+//! `margay bgp …`: what the speaker of this node knows, in the columns that BIRD and FRR users know.
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use bgpd::view::{Neighbor, Route, RouteStatus, State, Summary};
+use clap::{Args, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
+
+use super::Global;
+use super::output::{Columns, Format, age, emit, emit_line, emit_structured};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BgpVerb {
+    /// Peers, one a line
+    Summary(OutputArgs),
+    /// Peers in detail
+    Neighbors(NeighborsArgs),
+    /// Routes, with the reason for each that is not used
+    Routes(RoutesArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OutputArgs {
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NeighborsArgs {
+    /// Only this peer: its name or its address
+    peer: Option<String>,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RoutesArgs {
+    /// Which routes
+    #[arg(value_enum, default_value_t)]
+    view: View,
+    /// Only this prefix and what is inside it; a bare address means the longest match
+    prefix: Option<String>,
+    /// Only of this peer; for `advertised`, what it is given
+    #[arg(long)]
+    peer: Option<String>,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Which routes to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum View {
+    /// Everything known: used, lost and refused
+    #[default]
+    All,
+    /// What peers sent, accepted or not
+    Received,
+    /// What import let in
+    Accepted,
+    /// What is used
+    Best,
+    /// What a peer is given (with --peer)
+    Advertised,
+    /// What import refused, and why
+    Rejected,
+}
+
+impl View {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Received | Self::Rejected => "received",
+            Self::Accepted => "accepted",
+            Self::Best => "best",
+            Self::Advertised => "advertised",
+        }
+    }
+}
+
+pub(super) async fn run(global: &Global, verb: BgpVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        BgpVerb::Summary(args) => summary(global, &args).await?,
+        BgpVerb::Neighbors(args) => neighbors(global, &args).await?,
+        BgpVerb::Routes(args) => routes(global, &args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn summary(global: &Global, args: &OutputArgs) -> anyhow::Result<()> {
+    let summary: Summary = global.client().fetch("/v1/bgp/summary").await?;
+    if emit_structured(args.output, &summary)? {
+        return Ok(());
+    }
+    emit(&summary_table(&summary, args.output == Format::Wide));
+    Ok(())
+}
+
+/// The summary as a table: one line about the speaker, one about each peer.
+pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
+    let counts: Vec<String> = summary
+        .prefixes
+        .iter()
+        .map(|(family, count)| format!("{family} {count}"))
+        .collect();
+    let mut text = format!(
+        "BGP router identifier {}, local AS {}",
+        summary.router_id, summary.asn
+    );
+    if !counts.is_empty() {
+        text.push_str(&format!("; prefixes: {}", counts.join(", ")));
+    }
+    text.push_str("\n\n");
+    if summary.peers.is_empty() {
+        text.push_str("no peers are configured\n");
+        return text;
+    }
+    let mut head = vec![
+        "neighbor",
+        "as",
+        "state",
+        "up/down",
+        "received",
+        "accepted",
+        "advertised",
+        "info",
+    ];
+    if wide {
+        head.extend(["name", "type", "msg-in", "msg-out"]);
+    }
+    let mut table = Columns::new(head);
+    for peer in &summary.peers {
+        let info = match (&peer.last_error, peer.state) {
+            (_, State::Established) => String::new(),
+            (Some(error), _) => error.clone(),
+            (None, _) => peer.description.clone(),
+        };
+        let mut row = vec![
+            peer.address.to_string(),
+            peer.asn.map_or_else(|| "-".into(), |asn| asn.to_string()),
+            peer.state.to_string(),
+            age(peer.since_seconds),
+            peer.received.to_string(),
+            peer.accepted.to_string(),
+            peer.advertised.to_string(),
+            info,
+        ];
+        if wide {
+            row.push(peer.name.clone());
+            row.push(peer.peer_type.map_or_else(|| "-".into(), |kind| kind.to_string()));
+            row.push(peer.messages_in.to_string());
+            row.push(peer.messages_out.to_string());
+        }
+        table.row(row);
+    }
+    text.push_str(&table.render());
+    text
+}
+
+async fn neighbors(global: &Global, args: &NeighborsArgs) -> anyhow::Result<()> {
+    let mut found: Vec<Neighbor> = global.client().fetch("/v1/bgp/neighbors").await?;
+    if let Some(wanted) = &args.peer {
+        let known: Vec<String> = found.iter().map(|n| n.summary.name.clone()).collect();
+        found.retain(|n| n.summary.name == *wanted || n.summary.address.to_string() == *wanted);
+        if found.is_empty() {
+            anyhow::bail!(
+                "no peer is called or has the address {wanted}; there are: {}",
+                list(&known)
+            );
+        }
+    }
+    if emit_structured(args.output, &found)? {
+        return Ok(());
+    }
+    for (index, neighbor) in found.iter().enumerate() {
+        if index > 0 {
+            emit("\n");
+        }
+        emit(&describe(neighbor));
+    }
+    if found.is_empty() {
+        emit_line("no peers are configured");
+    }
+    Ok(())
+}
+
+fn describe(n: &Neighbor) -> String {
+    let s = &n.summary;
+    let mut text = format!(
+        "{} ({}), AS {}{}, local AS {}\n",
+        s.address,
+        s.name,
+        s.asn
+            .map_or_else(|| "not known yet".into(), |asn| asn.to_string()),
+        s.peer_type.map_or_else(String::new, |kind| format!(", {kind}")),
+        n.local_asn
+    );
+    let mut line = |label: &str, value: String| text.push_str(&format!("  {label:<18} {value}\n"));
+    line("state", format!("{} for {}", s.state, age(s.since_seconds)));
+    if let Some(error) = &s.last_error {
+        line("last error", error.clone());
+    }
+    if let Some(id) = n.router_id {
+        line("router id", id.to_string());
+    }
+    if let Some(local) = n.local_address {
+        line("local address", local.to_string());
+    }
+    if let Some(hold) = n.hold_time {
+        line(
+            "hold, keepalive",
+            format!("{hold} s, {} s", n.keepalive.unwrap_or(hold / 3)),
+        );
+    }
+    let mut capabilities = Vec::new();
+    if n.four_octet_as {
+        capabilities.push("4-octet AS".to_owned());
+    }
+    if n.route_refresh {
+        capabilities.push("route refresh".to_owned());
+    }
+    if n.extended_next_hop {
+        capabilities.push("extended next hop".to_owned());
+    }
+    if let Some(restart) = &n.graceful_restart {
+        let families: Vec<String> = restart.families.iter().map(ToString::to_string).collect();
+        capabilities.push(format!(
+            "graceful restart {} s ({})",
+            restart.restart_time,
+            list(&families)
+        ));
+    }
+    if !capabilities.is_empty() {
+        line("capabilities", capabilities.join(", "));
+    }
+    if n.rr_client {
+        line("role", "route reflector client".into());
+    }
+    for (family, counts) in &n.by_family {
+        line(
+            &family.to_string(),
+            format!(
+                "{} accepted, {} refused, {} advertised{}",
+                counts.accepted,
+                counts.refused,
+                counts.advertised,
+                if counts.end_of_rib {
+                    ", end of RIB received"
+                } else {
+                    ""
+                }
+            ),
+        );
+    }
+    if n.stale > 0 {
+        line("stale", format!("{} kept for its return", n.stale));
+    }
+    line(
+        "messages",
+        format!("{} in, {} out", s.messages_in, s.messages_out),
+    );
+    line("established", format!("{} times", n.established_count));
+    text
+}
+
+fn list(words: &[String]) -> String {
+    if words.is_empty() {
+        "none".into()
+    } else {
+        words.join(", ")
+    }
+}
+
+async fn routes(global: &Global, args: &RoutesArgs) -> anyhow::Result<()> {
+    if args.view == View::Advertised && args.peer.is_none() {
+        anyhow::bail!("`advertised` needs --peer: what is given depends on whom it is given to");
+    }
+    let mut path = format!("/v1/bgp/routes?view={}", args.view.as_str());
+    if let Some(peer) = &args.peer {
+        path.push_str(&format!("&peer={}", escape(peer)));
+    }
+    if let Some(prefix) = &args.prefix {
+        if prefix.parse::<IpNetwork>().is_err() && prefix.parse::<IpAddr>().is_err() {
+            anyhow::bail!("{prefix:?} is neither a prefix nor an address");
+        }
+        path.push_str(&format!("&prefix={}", escape(prefix)));
+    }
+    let mut found: Vec<Route> = global.client().fetch(&path).await?;
+    if args.view == View::Rejected {
+        found.retain(|route| route.status == RouteStatus::Refused);
+    }
+    if emit_structured(args.output, &found)? {
+        return Ok(());
+    }
+    if found.is_empty() {
+        emit_line("no such routes");
+        return Ok(());
+    }
+    emit(&routes_table(&found, args.output == Format::Wide));
+    Ok(())
+}
+
+/// Routes in FRR's manner: `*>` best, `*=` used beside it, `*` lost, `!` refused, `S` stale.
+pub(crate) fn routes_table(routes: &[Route], wide: bool) -> String {
+    let mut head = vec![
+        "", "network", "next hop", "from", "locprf", "med", "path", "reason",
+    ];
+    if wide {
+        head.extend(["communities"]);
+    }
+    let mut table = Columns::new(head);
+    let number = |value: Option<u32>| value.map_or_else(String::new, |v| v.to_string());
+    for route in routes {
+        let mark = match route.status {
+            RouteStatus::Best => "*>",
+            RouteStatus::Multipath => "*=",
+            RouteStatus::Lost => "* ",
+            RouteStatus::Refused => "! ",
+            RouteStatus::Advertised => ">>",
+        };
+        let origin = match route.origin.as_str() {
+            "IGP" => "i",
+            "EGP" => "e",
+            _ => "?",
+        };
+        let path = format!("{} {origin}", route.as_path);
+        let mut row = vec![
+            format!("{mark}{}", if route.stale { "S" } else { "" }),
+            route.prefix.to_string(),
+            route.next_hop.map_or_else(|| "-".into(), |hop| hop.to_string()),
+            route.peer.clone().unwrap_or_else(|| "local".into()),
+            number(route.local_pref),
+            number(route.med),
+            path.trim().to_owned(),
+            route.reason.clone().unwrap_or_default(),
+        ];
+        if wide {
+            row.push(route.communities.join(" "));
+        }
+        table.row(row);
+    }
+    format!(
+        "*> best, *= used beside it, * lost, ! refused, S stale; origin: i IGP, e EGP, ? incomplete\n{}",
+        table.render()
+    )
+}
+
+/// Percent-escapes what a query string cannot carry.
+pub(crate) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}

@@ -1,0 +1,188 @@
+//! The command line: one file a verb, and here the tree of verbs and what they share.
+//!
+//! Exit status: 0 done; 1 it was understood and could not be done (or a check said no); 2 the words were not
+//! understood. Messages go to standard error, answers to standard output.
+
+mod bgp;
+mod columns;
+mod completions;
+mod explain;
+mod ipam;
+mod node;
+pub mod output;
+mod resources;
+mod selector;
+mod workload;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use datastore::Store;
+
+use crate::api::{self, client::Client};
+use crate::{demo, lab, probe};
+
+/// Unencapsulated, BGP-routed networking and label policy for containers, VMs and bare metal.
+#[derive(Debug, Parser)]
+#[command(
+    name = "margay",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The datastore: sqlite:///path
+    #[arg(long, global = true, env = "MARGAY_DATASTORE", default_value = DEFAULT_DATASTORE, value_name = "URL")]
+    pub datastore: String,
+    /// Socket of the node daemon
+    #[arg(long, global = true, env = "MARGAY_SOCKET", default_value = api::DEFAULT_SOCKET, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Log level: error, warn, info, debug, trace, or a filter such as bgpd=debug
+    #[arg(long, short = 'l', global = true, env = "MARGAY_LOG", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// The store of a single machine.
+pub const DEFAULT_DATASTORE: &str = "sqlite:///var/lib/margay/margay.db";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Create or update resources from files
+    Apply(resources::WriteArgs),
+    /// Create resources; what exists already is an error
+    Create(resources::WriteArgs),
+    /// Replace resources that exist
+    Replace(resources::WriteArgs),
+    /// Delete resources
+    Delete(resources::DeleteArgs),
+    /// Show resources
+    Get(resources::GetArgs),
+    /// Change fields of one resource
+    Patch(resources::PatchArgs),
+    /// Set or remove labels of one resource
+    Label(resources::LabelArgs),
+    /// Check files without writing anything
+    Validate(resources::ValidateArgs),
+    /// Why a packet passes or not: tier, policy, rule, source line
+    Explain(explain::ExplainArgs),
+    /// Try a selector: is it valid, its canonical form, does it match these labels
+    Selector(selector::SelectorArgs),
+    /// The node daemon of this machine
+    #[command(subcommand)]
+    Node(node::NodeVerb),
+    /// The BGP speaker of this node
+    #[command(subcommand)]
+    Bgp(bgp::BgpVerb),
+    /// Addresses: pools, blocks, allocations
+    #[command(subcommand)]
+    Ipam(ipam::IpamVerb),
+    /// Workloads of this node: give a network namespace an address and policy
+    #[command(subcommand)]
+    Workload(workload::WorkloadVerb),
+    /// Realise a containerlab topology in network namespaces
+    Lab(lab::cli::Args),
+    /// Three hosts, a router and six workloads on this machine, from YAML to packets
+    Demo(demo::DemoArgs),
+    /// A listener and a caller, for connectivity matrices
+    #[command(subcommand, hide = true)]
+    Probe(probe::ProbeVerb),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the version
+    Version,
+}
+
+/// Runs the program with these words and returns its exit status.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let status = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(status);
+        }
+    };
+    match run(cli) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("margay: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let global = cli.global;
+    // The lab forks and unshares, which has to happen before this process has a second thread.
+    match cli.verb {
+        Verb::Lab(args) => lab::cli::run(args),
+        Verb::Probe(verb) => probe::run(&verb),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Verb::Version => {
+            output::emit_line(&format!("margay {}", env!("CARGO_PKG_VERSION")));
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Selector(args) => selector::run(&args),
+        Verb::Validate(args) => resources::validate(&args),
+        Verb::Node(node::NodeVerb::Run(args)) => node::run_daemon(&global, &args),
+        verb => {
+            crate::logging::init(
+                global.log_level.as_deref().unwrap_or("warn"),
+                crate::logging::Style::Text,
+            )?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(dispatch(&global, verb))
+        }
+    }
+}
+
+async fn dispatch(global: &Global, verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Apply(args) => resources::write(global, resources::Mode::Apply, &args).await,
+        Verb::Create(args) => resources::write(global, resources::Mode::Create, &args).await,
+        Verb::Replace(args) => resources::write(global, resources::Mode::Replace, &args).await,
+        Verb::Delete(args) => resources::delete(global, &args).await,
+        Verb::Get(args) => resources::show(global, &args).await,
+        Verb::Patch(args) => resources::patch(global, &args).await,
+        Verb::Label(args) => resources::label(global, &args).await,
+        Verb::Explain(args) => explain::run(global, &args).await,
+        Verb::Node(verb) => node::run(global, verb).await,
+        Verb::Bgp(verb) => bgp::run(global, verb).await,
+        Verb::Ipam(verb) => ipam::run(global, verb).await,
+        Verb::Workload(verb) => workload::run(global, verb).await,
+        Verb::Lab(_)
+        | Verb::Probe(_)
+        | Verb::Demo(_)
+        | Verb::Completions(_)
+        | Verb::Version
+        | Verb::Selector(_)
+        | Verb::Validate(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+impl Global {
+    /// The store named by `--datastore`.
+    async fn store(&self) -> anyhow::Result<Arc<dyn Store>> {
+        Ok(datastore::open(&self.datastore).await?)
+    }
+
+    /// A client of the node daemon named by `--socket`.
+    fn client(&self) -> Client {
+        Client::new(&self.socket)
+    }
+}

@@ -1,0 +1,229 @@
+//! The daemon's half of the local API: routes of the unix socket, and of the metrics port.
+//!
+//! The socket is for root and its group (mode 0660): whoever may write to it may give a network namespace an
+//! address. The TCP port serves metrics and health only.
+
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Json;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get};
+use bgpd::view::{PrefixQuery, RouteQuery, RouteViewKind};
+use serde::Deserialize;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::Daemon;
+use super::workloads::WorkloadError;
+use crate::api::{ApiError, AttachRequest};
+
+/// Largest request body; an attach is far smaller.
+const MAX_BODY: usize = 256 * 1024;
+
+type Shared = State<Arc<Daemon>>;
+
+/// An error on its way to the caller.
+struct Failure(StatusCode, String);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(ApiError { error: self.1 })).into_response()
+    }
+}
+
+impl From<WorkloadError> for Failure {
+    fn from(error: WorkloadError) -> Self {
+        let status = match &error {
+            WorkloadError::Invalid(_) => StatusCode::BAD_REQUEST,
+            WorkloadError::NotFound(_) => StatusCode::NOT_FOUND,
+            WorkloadError::Conflict(_) => StatusCode::CONFLICT,
+            WorkloadError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            WorkloadError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+fn bgp_off() -> Failure {
+    Failure(
+        StatusCode::CONFLICT,
+        "BGP is off on this node; `margay node status` says why".into(),
+    )
+}
+
+fn stopped(error: impl std::fmt::Display) -> Failure {
+    Failure(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+}
+
+fn socket_router(daemon: Arc<Daemon>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/workloads", get(list).post(attach))
+        .route("/v1/workloads/{namespace}/{name}/{interface}", delete(detach))
+        .route("/v1/bgp/summary", get(summary))
+        .route("/v1/bgp/neighbors", get(neighbors))
+        .route("/v1/bgp/routes", get(routes))
+        .route("/v1/routes", get(kernel_routes))
+        .merge(public_routes())
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(daemon)
+}
+
+fn public_routes() -> Router<Arc<Daemon>> {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/liveness", get(liveness))
+        .route("/readiness", get(readiness))
+}
+
+/// Serves the socket at `path` until the task is dropped.
+pub(super) async fn serve_socket(daemon: Arc<Daemon>, listener: UnixListener) -> anyhow::Result<()> {
+    axum::serve(listener, socket_router(daemon))
+        .await
+        .context("the API socket failed")
+}
+
+/// Serves metrics and health on a TCP port until the task is dropped.
+pub(super) async fn serve_metrics(daemon: Arc<Daemon>, listener: TcpListener) -> anyhow::Result<()> {
+    axum::serve(listener, public_routes().with_state(daemon))
+        .await
+        .context("the metrics port failed")
+}
+
+/// Opens the socket. A socket that a dead daemon left is replaced; one that answers is somebody's.
+pub(super) fn bind_socket(path: &FilePath) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        anyhow::ensure!(
+            found.file_type().is_socket(),
+            "{} exists and is not a socket",
+            path.display()
+        );
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            anyhow::bail!("another node daemon answers on {}", path.display());
+        }
+        std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    // The mode is set before anybody can have connected: the name appears with the bind, so bind elsewhere first.
+    let hidden = path.with_extension(format!("{}.new", std::process::id()));
+    let _ = std::fs::remove_file(&hidden);
+    let listener =
+        UnixListener::bind(&hidden).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o660))?;
+    std::fs::rename(&hidden, path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    Ok(listener)
+}
+
+async fn status(State(daemon): Shared) -> Response {
+    Json(daemon.status().await).into_response()
+}
+
+async fn list(State(daemon): Shared) -> Response {
+    Json(daemon.workloads()).into_response()
+}
+
+async fn attach(State(daemon): Shared, body: axum::body::Bytes) -> Result<Response, Failure> {
+    let request: AttachRequest = serde_json::from_slice(&body).map_err(|error| {
+        Failure(
+            StatusCode::BAD_REQUEST,
+            format!("the request is not understood: {error}"),
+        )
+    })?;
+    Ok(Json(daemon.attach(request).await?).into_response())
+}
+
+async fn detach(
+    State(daemon): Shared,
+    Path((namespace, name, interface)): Path<(String, String, String)>,
+) -> Result<Response, Failure> {
+    Ok(Json(daemon.detach(&namespace, &name, &interface).await?).into_response())
+}
+
+async fn summary(State(daemon): Shared) -> Result<Response, Failure> {
+    let speaker = daemon.speaker().ok_or_else(bgp_off)?;
+    Ok(Json(speaker.summary().await.map_err(stopped)?).into_response())
+}
+
+async fn neighbors(State(daemon): Shared) -> Result<Response, Failure> {
+    let speaker = daemon.speaker().ok_or_else(bgp_off)?;
+    Ok(Json(speaker.neighbors().await.map_err(stopped)?).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoutesQuery {
+    view: Option<String>,
+    peer: Option<String>,
+    prefix: Option<String>,
+}
+
+async fn routes(State(daemon): Shared, Query(query): Query<RoutesQuery>) -> Result<Response, Failure> {
+    let speaker = daemon.speaker().ok_or_else(bgp_off)?;
+    let bad = |text: String| Failure(StatusCode::BAD_REQUEST, text);
+    let view = match query.view.as_deref().unwrap_or("all") {
+        "all" => RouteViewKind::All,
+        "received" => RouteViewKind::Received,
+        "accepted" => RouteViewKind::Accepted,
+        "best" => RouteViewKind::Best,
+        "advertised" => RouteViewKind::Advertised,
+        other => return Err(bad(format!("{other:?} is not a view of routes"))),
+    };
+    let prefix = match query.prefix {
+        None => None,
+        Some(text) if text.contains('/') => Some(PrefixQuery::Within(
+            text.parse()
+                .map_err(|_| bad(format!("{text:?} is not a prefix")))?,
+        )),
+        Some(text) => Some(PrefixQuery::Longest(
+            text.parse()
+                .map_err(|_| bad(format!("{text:?} is not an address")))?,
+        )),
+    };
+    let query = RouteQuery {
+        view,
+        peer: query.peer,
+        prefix,
+        limit: 0,
+    };
+    Ok(Json(speaker.routes(query).await.map_err(stopped)?).into_response())
+}
+
+async fn kernel_routes(State(daemon): Shared) -> Response {
+    Json(daemon.agent().routes().as_ref().clone()).into_response()
+}
+
+async fn metrics(State(daemon): Shared) -> Response {
+    let text = daemon.metrics().await;
+    (
+        [(
+            header::CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )],
+        text,
+    )
+        .into_response()
+}
+
+async fn liveness() -> &'static str {
+    "alive\n"
+}
+
+/// Ready: the store was read whole and the kernel has what follows from it.
+async fn readiness(State(daemon): Shared) -> (StatusCode, &'static str) {
+    let status = daemon.agent().status();
+    if status.in_sync && status.applied {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: the kernel does not have the store's state yet\n",
+        )
+    }
+}

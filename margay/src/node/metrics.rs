@@ -1,0 +1,232 @@
+//! Metrics in the OpenMetrics text form, made at scrape time from the snapshots that the parts publish: there is
+//! no counter here that could be forgotten.
+//!
+//! Names are the field's where the field has one (`felix_…` as Calico's dashboards know them), base units,
+//! `_total` on counters. Labels are bounded by the configuration: peers and families, never prefixes.
+
+use bgpd::view::{State, Summary};
+use felix::status::Status;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+type Labels = Vec<(&'static str, String)>;
+
+/// What a scrape is made of.
+pub(super) struct Scrape<'a> {
+    /// The agent's snapshot.
+    pub(super) agent: &'a Status,
+    /// The speaker's snapshot; none where BGP is off.
+    pub(super) bgp: Option<&'a Summary>,
+    /// Whether the mirror of the store is complete and current.
+    pub(super) datastore_in_sync: bool,
+    /// Last revision of the store that was seen.
+    pub(super) datastore_revision: u64,
+    /// Seconds since the daemon started.
+    pub(super) uptime_seconds: u64,
+}
+
+/// The text of one scrape.
+pub(super) fn render(scrape: &Scrape<'_>) -> String {
+    let mut registry = Registry::default();
+    let build = Family::<Labels, Gauge>::default();
+    build
+        .get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())])
+        .set(1);
+    registry.register("margay_build_info", "Version of the daemon", build);
+    gauge(
+        &mut registry,
+        "margay_uptime_seconds",
+        "Time since the daemon started",
+        scrape.uptime_seconds,
+    );
+    gauge(
+        &mut registry,
+        "datastore_in_sync",
+        "1 while the mirror is current",
+        scrape.datastore_in_sync.into(),
+    );
+    gauge(
+        &mut registry,
+        "datastore_revision",
+        "Last revision seen",
+        scrape.datastore_revision,
+    );
+    agent(&mut registry, scrape.agent);
+    if let Some(summary) = scrape.bgp {
+        bgp(&mut registry, summary);
+    }
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let metric = Gauge::<i64>::default();
+    metric.set(i64::try_from(value).unwrap_or(i64::MAX));
+    registry.register(name, help, metric);
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let metric = Counter::<u64>::default();
+    metric.inc_by(value);
+    registry.register(name, help, metric);
+}
+
+fn agent(registry: &mut Registry, status: &Status) {
+    let ready = status
+        .endpoints
+        .values()
+        .filter(|endpoint| endpoint.ready)
+        .count();
+    let counters = &status.counters;
+    gauge(
+        registry,
+        "felix_active_local_endpoints",
+        "Endpoints of this node",
+        status.endpoints.len() as u64,
+    );
+    gauge(
+        registry,
+        "felix_ready_local_endpoints",
+        "Endpoints with policy and routes in the kernel",
+        ready as u64,
+    );
+    gauge(
+        registry,
+        "felix_resync_state",
+        "1 once the first complete state was applied",
+        status.applied.into(),
+    );
+    gauge(
+        registry,
+        "felix_problems",
+        "Objects left out of the calculation",
+        status.problems.len() as u64,
+    );
+    gauge(
+        registry,
+        "felix_quarantined",
+        "Objects the kernel refused",
+        status.quarantined.len() as u64,
+    );
+    counter(
+        registry,
+        "felix_int_dataplane_applies",
+        "Runs of the kernel side",
+        counters.applies,
+    );
+    counter(
+        registry,
+        "felix_int_dataplane_failures",
+        "Runs that failed",
+        counters.apply_failures,
+    );
+    let time = Counter::<f64, std::sync::atomic::AtomicU64>::default();
+    time.inc_by(counters.apply_time.as_secs_f64());
+    registry.register_with_unit(
+        "felix_int_dataplane_apply_time",
+        "Time in those runs",
+        Unit::Seconds,
+        time,
+    );
+    counter(
+        registry,
+        "felix_nft_transactions",
+        "nftables transactions",
+        counters.nft_transactions,
+    );
+    counter(
+        registry,
+        "felix_nft_repairs",
+        "Repairs of the table after a foreign change",
+        counters.nft_repairs,
+    );
+    counter(
+        registry,
+        "felix_route_table_writes",
+        "Routes added or replaced",
+        counters.routes_written,
+    );
+    counter(
+        registry,
+        "felix_route_table_deletes",
+        "Routes deleted",
+        counters.routes_deleted,
+    );
+    counter(
+        registry,
+        "felix_route_table_repairs",
+        "Routes put back",
+        counters.route_repairs,
+    );
+    counter(
+        registry,
+        "felix_netlink_overruns",
+        "Overruns of the event queue",
+        counters.event_overruns,
+    );
+    counter(
+        registry,
+        "felix_sysctl_repairs",
+        "Sysctls set back",
+        counters.sysctl_repairs,
+    );
+    counter(
+        registry,
+        "felix_connections_cut",
+        "Connections cut by a stricter policy",
+        counters.connections_cut,
+    );
+}
+
+fn bgp(registry: &mut Registry, summary: &Summary) {
+    let up = Family::<Labels, Gauge>::default();
+    let since = Family::<Labels, Gauge>::default();
+    let received = Family::<Labels, Gauge>::default();
+    let accepted = Family::<Labels, Gauge>::default();
+    let advertised = Family::<Labels, Gauge>::default();
+    let messages_in = Family::<Labels, Counter>::default();
+    let messages_out = Family::<Labels, Counter>::default();
+    for peer in &summary.peers {
+        let labels: Labels = vec![("peer", peer.address.to_string()), ("name", peer.name.clone())];
+        up.get_or_create(&labels)
+            .set((peer.state == State::Established).into());
+        since
+            .get_or_create(&labels)
+            .set(i64::try_from(peer.since_seconds).unwrap_or(i64::MAX));
+        let count = |family: &Family<Labels, Gauge>, value: usize| {
+            family
+                .get_or_create(&labels)
+                .set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        count(&received, peer.received);
+        count(&accepted, peer.accepted);
+        count(&advertised, peer.advertised);
+        messages_in.get_or_create(&labels).inc_by(peer.messages_in);
+        messages_out.get_or_create(&labels).inc_by(peer.messages_out);
+    }
+    registry.register("bgp_peer_up", "1 while the session is established", up);
+    registry.register_with_unit(
+        "bgp_peer_state_age",
+        "Time in the present state",
+        Unit::Seconds,
+        since,
+    );
+    registry.register("bgp_routes_received", "Prefixes received", received);
+    registry.register("bgp_routes_accepted", "Prefixes accepted by import", accepted);
+    registry.register("bgp_routes_advertised", "Prefixes given to the peer", advertised);
+    registry.register("bgp_messages_received", "Messages from the peer", messages_in);
+    registry.register("bgp_messages_sent", "Messages to the peer", messages_out);
+    let prefixes = Family::<Labels, Gauge>::default();
+    for (family, count) in &summary.prefixes {
+        let value = i64::try_from(*count).unwrap_or(i64::MAX);
+        prefixes
+            .get_or_create(&vec![("family", family.to_string())])
+            .set(value);
+    }
+    registry.register("bgp_rib_prefixes", "Destinations in the table", prefixes);
+}

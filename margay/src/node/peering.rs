@@ -1,0 +1,892 @@
+//! From resources to a speaker: Nodes, BGPConfiguration, BGPPeers and BGPFilters become one
+//! [`bgpd::config::SpeakerConfig`].
+//!
+//! The function is pure and total: what cannot be honoured is reported and left out, and the rest of the
+//! configuration stands. The speaker works out the difference to what it runs, so a call with unchanged
+//! resources changes nothing.
+//!
+//! Who peers with whom:
+//! - the mesh: every node with every other, unless switched off; route reflectors stand outside it;
+//! - BGPPeers with `peerIP`: a router, for one node, for the selected nodes, or for all;
+//! - BGPPeers with `peerSelector`: the selected nodes, and unless `reversePeering: Manual` these peer back.
+//!
+//! A session carries the family of its address, as people who come from BIRD and Calico expect; a peer with both
+//! families has two sessions. Towards a peer a node says only what is its own, unless it is a route reflector or a
+//! filter lets more pass. From the mesh only prefixes inside a pool are believed: a node that is compromised can
+//! hijack neither the default route nor the underlay.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use bgpd::config::{Family, NextHopMode, PeerAs, PeerConfig, Secret, SpeakerConfig, Ttl};
+use bgpd::filter::{
+    Action, Community, Filter, Operation, PeerType, PrefixMatch, PrefixOperator, RouteSource, Rule,
+};
+use ipnetwork::IpNetwork;
+use policy::resource::{
+    BgpConfigurationSpec, BgpFilterRule, BgpFilterSpec, BgpPassword, BgpPeerSpec, BindMode,
+    DEFAULT_AS_NUMBER, DEFAULT_BGP_PORT, FilterAction, FilterPeerType, MatchOperator,
+    NextHopMode as ApiNextHop, NodeSpec, ReversePeering, SecretKeyRef, SourceAddress,
+};
+use policy::selector::Selector;
+
+/// BGP carries a route's metric as LOCAL_PREF, the better the higher: this minus the metric.
+const PRIORITY_BASE: u32 = 2_147_483_647;
+
+/// Everything the configuration of one node's speaker depends on.
+pub(super) struct World<'a> {
+    /// The node.
+    pub node: &'a str,
+    /// All nodes by name: labels and spec.
+    pub nodes: BTreeMap<String, (BTreeMap<String, String>, NodeSpec)>,
+    /// The configuration in force for this node.
+    pub configuration: BgpConfigurationSpec,
+    /// All peers by name.
+    pub peers: BTreeMap<String, BgpPeerSpec>,
+    /// All filters by name.
+    pub filters: BTreeMap<String, BgpFilterSpec>,
+    /// CIDRs of all pools.
+    pub pools: Vec<IpNetwork>,
+    /// Finds a TCP-MD5 key on this machine.
+    pub secrets: &'a dyn Fn(&SecretKeyRef) -> Option<String>,
+    /// This process takes over from one whose routes the kernel still has.
+    pub restarting: bool,
+}
+
+/// The outcome: a configuration unless the node cannot speak BGP at all, and what was left out of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Plan {
+    /// What to run.
+    pub config: Option<SpeakerConfig>,
+    /// What could not be honoured, each a sentence that names its object.
+    pub problems: Vec<String>,
+}
+
+/// The AS number of a node.
+pub(super) fn as_number(configuration: &BgpConfigurationSpec, node: &NodeSpec) -> u32 {
+    let own = node.bgp.as_ref().and_then(|bgp| bgp.as_number);
+    own.or(configuration.as_number).unwrap_or(DEFAULT_AS_NUMBER).0
+}
+
+/// Address of a node in one family.
+pub(super) fn node_address(node: &NodeSpec, v6: bool) -> Option<IpAddr> {
+    let bgp = node.bgp.as_ref()?;
+    let text = if v6 {
+        bgp.ipv6_address.as_ref()?
+    } else {
+        bgp.ipv4_address.as_ref()?
+    };
+    let address = text.split('/').next()?.parse::<IpAddr>().ok()?;
+    (address.is_ipv6() == v6).then_some(address)
+}
+
+/// Communities that a prefix of ours is advertised with (`prefixAdvertisements`).
+pub(super) fn advertised_communities(
+    configuration: &BgpConfigurationSpec,
+    prefix: IpNetwork,
+) -> Vec<Community> {
+    let names: BTreeMap<&str, &str> = configuration
+        .communities
+        .iter()
+        .flatten()
+        .map(|named| (named.name.as_str(), named.value.as_str()))
+        .collect();
+    let inside = |outer: IpNetwork| outer.prefix() <= prefix.prefix() && outer.contains(prefix.network());
+    let mut found: Vec<Community> = configuration
+        .prefix_advertisements
+        .iter()
+        .flatten()
+        .filter(|advertisement| inside(advertisement.cidr))
+        .flat_map(|advertisement| advertisement.communities.iter().flatten())
+        .filter_map(|text| names.get(text.as_str()).copied().unwrap_or(text).parse().ok())
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// The configuration of this node's speaker.
+pub(super) fn plan(world: &World<'_>) -> Plan {
+    let mut problems = Vec::new();
+    let Some((labels, me)) = world.nodes.get(world.node) else {
+        problems.push(format!(
+            "Node {}: not in the datastore yet, so it has no BGP identity",
+            world.node
+        ));
+        return Plan {
+            config: None,
+            problems,
+        };
+    };
+    let v4 = node_address(me, false);
+    let v6 = node_address(me, true);
+    if v4.is_none() && v6.is_none() {
+        problems.push(format!(
+            "Node {}: neither bgp.ipv4Address nor bgp.ipv6Address is set; BGP is off",
+            world.node
+        ));
+        return Plan {
+            config: None,
+            problems,
+        };
+    }
+    let reflector = cluster_id(me);
+    let router_id = match v4 {
+        Some(IpAddr::V4(address)) => address,
+        _ => hashed_router_id(world.node),
+    };
+    let mut config = SpeakerConfig::new(router_id, as_number(&world.configuration, me));
+    config.cluster_id = reflector;
+    config.graceful_restart.restarting = world.restarting;
+    let port = world.configuration.listen_port.unwrap_or(DEFAULT_BGP_PORT);
+    config.listen = match world.configuration.bind_mode {
+        Some(BindMode::NodeIp) => [v4, v6]
+            .into_iter()
+            .flatten()
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect(),
+        Some(BindMode::None) | None => {
+            vec![
+                (Ipv4Addr::UNSPECIFIED, port).into(),
+                (Ipv6Addr::UNSPECIFIED, port).into(),
+            ]
+        }
+    };
+
+    let planner = Planner {
+        world,
+        me,
+        labels,
+        reflector,
+        port,
+    };
+    let mut peers: Vec<PeerConfig> = Vec::new();
+    for (name, spec) in &world.peers {
+        planner.explicit(name, spec, &mut peers, &mut problems);
+    }
+    planner.mesh(&mut peers, &mut problems);
+
+    // One session an address: what somebody wrote comes before what follows from the mesh.
+    let mut seen: BTreeMap<IpAddr, String> = BTreeMap::new();
+    peers.retain(|peer| match seen.get(&peer.address) {
+        None => {
+            seen.insert(peer.address, peer.name.clone());
+            true
+        }
+        Some(first) => {
+            if peer.description != MESH && first != &peer.name {
+                problems.push(format!(
+                    "BGPPeer {}: {} is already a peer through {first}; this one is not used",
+                    peer.name, peer.address
+                ));
+            }
+            false
+        }
+    });
+    config.peers = peers;
+    let refused = config.problems();
+    if !refused.is_empty() {
+        problems.extend(refused.iter().map(ToString::to_string));
+        return Plan {
+            config: None,
+            problems,
+        };
+    }
+    Plan {
+        config: Some(config),
+        problems,
+    }
+}
+
+const MESH: &str = "node-to-node mesh";
+
+fn cluster_id(node: &NodeSpec) -> Option<Ipv4Addr> {
+    node.bgp
+        .as_ref()?
+        .route_reflector_cluster_id
+        .as_ref()?
+        .parse()
+        .ok()
+}
+
+/// A router id for a node without IPv4: any number does, as long as it is the node's own (RFC 6286).
+fn hashed_router_id(name: &str) -> Ipv4Addr {
+    // FNV-1a, so that every build gives a node the same id.
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    Ipv4Addr::from(hash.max(1))
+}
+
+struct Planner<'a> {
+    world: &'a World<'a>,
+    me: &'a NodeSpec,
+    labels: &'a BTreeMap<String, String>,
+    reflector: Option<Ipv4Addr>,
+    port: u16,
+}
+
+impl Planner<'_> {
+    fn mesh(&self, peers: &mut Vec<PeerConfig>, problems: &mut Vec<String>) {
+        let configuration = &self.world.configuration;
+        if !configuration.node_to_node_mesh_enabled.unwrap_or(true) || self.reflector.is_some() {
+            return;
+        }
+        for (name, (_, node)) in &self.world.nodes {
+            if name == self.world.node || cluster_id(node).is_some() {
+                continue;
+            }
+            for v6 in [false, true] {
+                let (Some(address), Some(_)) = (node_address(node, v6), node_address(self.me, v6)) else {
+                    continue;
+                };
+                let label = if v6 { format!("{name}-ipv6") } else { name.clone() };
+                let asn = as_number(configuration, node);
+                let mut peer = self.session(label, address, PeerAs::Fixed(asn));
+                peer.port = self.port;
+                peer.description = MESH.into();
+                peer.local_address = node_address(self.me, v6);
+                let who = format!("BGPConfiguration: nodeMeshPassword for {}", peer.name);
+                self.password(
+                    &who,
+                    configuration.node_mesh_password.as_ref(),
+                    &mut peer,
+                    problems,
+                );
+                peer.restart_time = configuration
+                    .node_mesh_max_restart_time
+                    .as_ref()
+                    .map(|time| time.get());
+                peer.import = Filter {
+                    rules: self
+                        .world
+                        .pools
+                        .iter()
+                        .map(|pool| within(*pool, Action::Accept))
+                        .collect(),
+                    default: Action::Reject,
+                };
+                peers.push(peer);
+            }
+        }
+    }
+
+    fn explicit(
+        &self,
+        name: &str,
+        spec: &BgpPeerSpec,
+        peers: &mut Vec<PeerConfig>,
+        problems: &mut Vec<String>,
+    ) {
+        let complain =
+            |problems: &mut Vec<String>, what: String| problems.push(format!("BGPPeer {name}: {what}"));
+        if spec.local_workload_selector.is_some() {
+            complain(
+                problems,
+                "spec.localWorkloadSelector is not supported yet; the peer is left out".into(),
+            );
+            return;
+        }
+        if spec.reachable_by.is_some() {
+            complain(
+                problems,
+                "spec.reachableBy is not supported yet; the kernel's own route to the peer is used".into(),
+            );
+        }
+        let here = match self.applies_here(spec) {
+            Ok(here) => here,
+            Err(error) => return complain(problems, error),
+        };
+        if let Some(text) = &spec.peer_ip {
+            if !here {
+                return;
+            }
+            let Some((address, port)) = parse_peer_ip(text) else {
+                return complain(
+                    problems,
+                    format!("spec.peerIP {text:?} is not an address, address:port or [address]:port"),
+                );
+            };
+            let asn = spec.as_number.map_or_else(
+                || self.world.configuration.as_number.unwrap_or(DEFAULT_AS_NUMBER).0,
+                |number| number.0,
+            );
+            let mut peer = self.session(name.to_owned(), address, PeerAs::Fixed(asn));
+            peer.port = port.unwrap_or(DEFAULT_BGP_PORT);
+            self.common(name, spec, &mut peer, problems);
+            peers.push(peer);
+        } else if let Some(text) = &spec.peer_selector {
+            let selector = match Selector::parse(text) {
+                Ok(selector) => selector,
+                Err(error) => return complain(problems, format!("spec.peerSelector: {error}")),
+            };
+            let back = spec.reverse_peering != Some(ReversePeering::Manual) && selector.matches(self.labels);
+            for (other, (labels, node)) in &self.world.nodes {
+                if other == self.world.node {
+                    continue;
+                }
+                let forward = here && selector.matches(labels);
+                let reverse = back && self.applies_to(spec, other, labels).unwrap_or(false);
+                if !forward && !reverse {
+                    continue;
+                }
+                for v6 in [false, true] {
+                    let (Some(address), Some(_)) = (node_address(node, v6), node_address(self.me, v6)) else {
+                        continue;
+                    };
+                    let label = format!("{name}/{other}{}", if v6 { "-ipv6" } else { "" });
+                    let asn = as_number(&self.world.configuration, node);
+                    let mut peer = self.session(label, address, PeerAs::Fixed(asn));
+                    peer.port = self.port;
+                    self.common(name, spec, &mut peer, problems);
+                    peers.push(peer);
+                }
+            }
+        } else {
+            complain(
+                problems,
+                "neither spec.peerIP nor spec.peerSelector says whom to peer with".into(),
+            );
+        }
+    }
+
+    fn applies_here(&self, spec: &BgpPeerSpec) -> Result<bool, String> {
+        self.applies_to(spec, self.world.node, self.labels)
+    }
+
+    fn applies_to(
+        &self,
+        spec: &BgpPeerSpec,
+        node: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<bool, String> {
+        if let Some(name) = &spec.node {
+            return Ok(name == node);
+        }
+        match &spec.node_selector {
+            None => Ok(true),
+            Some(text) => {
+                let selector =
+                    Selector::parse(text).map_err(|error| format!("spec.nodeSelector: {error}"))?;
+                Ok(selector.matches(labels))
+            }
+        }
+    }
+
+    /// A session with what holds for all of them.
+    fn session(&self, name: String, address: IpAddr, asn: PeerAs) -> PeerConfig {
+        let mut peer = PeerConfig::new(name, address, asn);
+        peer.families = BTreeSet::from([Family::of(&address)]);
+        // In the session's own family the next hop is the session's address: the one the peer can reach.
+        match node_address(self.me, address.is_ipv4()) {
+            Some(IpAddr::V4(own)) => peer.next_hop_v4 = Some(own),
+            Some(IpAddr::V6(own)) => peer.next_hop_v6 = Some(own),
+            None => {}
+        }
+        let internal = asn == PeerAs::Fixed(as_number(&self.world.configuration, self.me));
+        let fellow = self.reflector.is_some()
+            && self.world.nodes.values().any(|(_, node)| {
+                node_address(node, address.is_ipv6()) == Some(address) && cluster_id(node) == self.reflector
+            });
+        peer.rr_client = self.reflector.is_some() && internal && !fellow;
+        peer.export = self.export_default();
+        peer
+    }
+
+    fn export_default(&self) -> Filter {
+        if self.reflector.is_some() {
+            return Filter::accept();
+        }
+        let mut own = Rule::new(Action::Accept);
+        own.source = Some(RouteSource::Local);
+        Filter {
+            rules: vec![own],
+            default: Action::Reject,
+        }
+    }
+
+    /// What a BGPPeer says about a session, whoever it is with.
+    fn common(&self, name: &str, spec: &BgpPeerSpec, peer: &mut PeerConfig, problems: &mut Vec<String>) {
+        peer.description = format!("BGPPeer {name}");
+        peer.local_asn = spec.local_as_number.map(|number| number.0);
+        peer.passive = spec.passive.unwrap_or(false);
+        peer.keepalive = spec.keepalive_time.as_ref().map(|time| time.get());
+        if let Some(hold) = &spec.hold_time {
+            peer.hold_time = hold.get();
+        } else if let Some(keepalive) = peer.keepalive {
+            // A keepalive that does not fit into the hold time three times would make the session flap.
+            peer.hold_time = peer
+                .hold_time
+                .max(keepalive.saturating_mul(3))
+                .min(Duration::from_secs(65_535));
+        }
+        peer.restart_time = spec.max_restart_time.as_ref().map(|time| time.get());
+        peer.next_hop = match (spec.next_hop_mode, spec.keep_original_next_hop) {
+            (Some(ApiNextHop::SelfNextHop), _) => NextHopMode::SelfAddress,
+            (Some(ApiNextHop::Keep), _) | (None, Some(true)) => NextHopMode::Keep,
+            (Some(ApiNextHop::Auto) | None, _) => NextHopMode::Auto,
+        };
+        if spec.source_address != Some(SourceAddress::None) {
+            peer.local_address = node_address(self.me, peer.address.is_ipv6());
+        }
+        if let Some(count) = spec.num_allowed_local_as_numbers {
+            peer.allow_as_in = u8::try_from(count.clamp(0, 255)).unwrap_or(u8::MAX);
+        }
+        if let Some(hops) = spec.ttl_security {
+            peer.ttl = Ttl::Security { hops };
+        }
+        self.password(&format!("BGPPeer {name}"), spec.password.as_ref(), peer, problems);
+        self.filters(name, spec, peer, problems);
+    }
+
+    /// Puts the key into the session. A key that is not here keeps the session down: better none than one
+    /// without the protection that somebody asked for.
+    fn password(
+        &self,
+        who: &str,
+        password: Option<&BgpPassword>,
+        peer: &mut PeerConfig,
+        problems: &mut Vec<String>,
+    ) {
+        let Some(reference) = password.and_then(|password| password.secret_key_ref.as_ref()) else {
+            return;
+        };
+        peer.password = (self.world.secrets)(reference).map(Secret::new);
+        if peer.password.is_none() && reference.optional != Some(true) {
+            peer.shutdown = true;
+            problems.push(format!(
+                "{who}: the password's secret {}/{} is not on this machine; the session stays down",
+                reference.name.as_deref().unwrap_or(""),
+                reference.key
+            ));
+        }
+    }
+
+    fn filters(&self, name: &str, spec: &BgpPeerSpec, peer: &mut PeerConfig, problems: &mut Vec<String>) {
+        let v6 = peer.address.is_ipv6();
+        let (mut import, mut export) = (Vec::new(), Vec::new());
+        for filter in spec.filters.iter().flatten() {
+            let Some(spec) = self.world.filters.get(filter) else {
+                problems.push(format!(
+                    "BGPPeer {name}: there is no BGPFilter {filter}; the peer gets and gives nothing"
+                ));
+                peer.import = Filter::reject();
+                peer.export = Filter::reject();
+                return;
+            };
+            let (ins, outs) = if v6 {
+                (&spec.import_v6, &spec.export_v6)
+            } else {
+                (&spec.import_v4, &spec.export_v4)
+            };
+            for (field, rules, into) in [("import", ins, &mut import), ("export", outs, &mut export)] {
+                for (index, rule) in rules.iter().flatten().enumerate() {
+                    let place = format!(
+                        "BGPFilter {filter}: spec.{field}{}[{index}]",
+                        if v6 { "V6" } else { "V4" }
+                    );
+                    into.extend(filter_rule(&place, rule, problems));
+                }
+            }
+        }
+        import.append(&mut peer.import.rules);
+        peer.import.rules = import;
+        export.append(&mut peer.export.rules);
+        peer.export.rules = export;
+    }
+}
+
+fn within(network: IpNetwork, action: Action) -> Rule {
+    let mut rule = Rule::new(action);
+    rule.prefix = Some(PrefixMatch::within(network));
+    rule
+}
+
+/// `192.0.2.1`, `192.0.2.1:1179`, `2001:db8::1`, `[2001:db8::1]:1179`.
+fn parse_peer_ip(text: &str) -> Option<(IpAddr, Option<u16>)> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some((address, None));
+    }
+    text.parse::<SocketAddr>()
+        .ok()
+        .map(|socket| (socket.ip(), Some(socket.port())))
+}
+
+/// One rule; `None` when it says something that is not honoured and leaving it out is the careful choice.
+fn filter_rule(place: &str, rule: &BgpFilterRule, problems: &mut Vec<String>) -> Option<Rule> {
+    let action = match rule.action {
+        FilterAction::Accept => Action::Accept,
+        FilterAction::Reject => Action::Reject,
+    };
+    let mut out = Rule::new(action);
+    if rule.interface.is_some() {
+        problems.push(format!(
+            "{place}.interface is not honoured here: routes of a speaker have no interface"
+        ));
+        if action == Action::Accept {
+            return None;
+        }
+    }
+    if let Some(network) = rule.cidr {
+        let operator = match rule.match_operator {
+            Some(MatchOperator::Equal) | None => PrefixOperator::Equal,
+            Some(MatchOperator::NotEqual) => PrefixOperator::NotEqual,
+            Some(MatchOperator::In) => PrefixOperator::In,
+            Some(MatchOperator::NotIn) => PrefixOperator::NotIn,
+        };
+        out.prefix = Some(PrefixMatch {
+            network: Some(network),
+            operator,
+            min_length: rule.prefix_length.as_ref().and_then(|range| range.min),
+            max_length: rule.prefix_length.as_ref().and_then(|range| range.max),
+        });
+    }
+    if rule.source.is_some() {
+        out.source = Some(RouteSource::Peer);
+    }
+    out.peer_type = rule.peer_type.map(|kind| match kind {
+        FilterPeerType::Ebgp => PeerType::Ebgp,
+        FilterPeerType::Ibgp => PeerType::Ibgp,
+    });
+    for value in rule
+        .communities
+        .iter()
+        .flat_map(|matching| matching.values.iter().flatten())
+    {
+        match value.parse() {
+            Ok(community) => {
+                out.communities.insert(community);
+            }
+            Err(error) => {
+                problems.push(format!("{place}.communities: {error}"));
+                return (action == Action::Reject).then_some(out);
+            }
+        }
+    }
+    out.as_path_prefix = rule
+        .as_path_prefix
+        .iter()
+        .flatten()
+        .map(|number| number.0)
+        .collect();
+    out.local_pref = rule
+        .priority
+        .map(|priority| PRIORITY_BASE.saturating_sub(priority));
+    for operation in rule.operations.iter().flatten() {
+        if let Some(add) = &operation.add_community {
+            match add.value.parse() {
+                Ok(community) => out.operations.push(Operation::AddCommunity(community)),
+                Err(error) => problems.push(format!("{place}.operations: {error}")),
+            }
+        }
+        if let Some(prepend) = &operation.prepend_as_path {
+            out.operations.push(Operation::PrependAsPath(
+                prepend.prefix.iter().map(|number| number.0).collect(),
+            ));
+        }
+        if let Some(set) = &operation.set_priority {
+            out.operations
+                .push(Operation::SetLocalPref(PRIORITY_BASE.saturating_sub(set.value)));
+        }
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use policy::resource::{AsNumber, NodeBgpSpec, PrefixAdvertisement, PrefixLengthRange};
+
+    use super::*;
+
+    fn node(v4: &str, v6: Option<&str>, reflector: Option<&str>) -> NodeSpec {
+        NodeSpec {
+            bgp: Some(NodeBgpSpec {
+                ipv4_address: Some(v4.into()),
+                ipv6_address: v6.map(Into::into),
+                route_reflector_cluster_id: reflector.map(Into::into),
+                ..NodeBgpSpec::default()
+            }),
+            ..NodeSpec::default()
+        }
+    }
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    fn no_secrets(_: &SecretKeyRef) -> Option<String> {
+        None
+    }
+
+    fn world(node_name: &str) -> World<'_> {
+        let nodes = BTreeMap::from([
+            (
+                "a".to_owned(),
+                (
+                    labels(&[("rack", "1")]),
+                    node("10.0.0.1/24", Some("fd00::1/64"), None),
+                ),
+            ),
+            (
+                "b".to_owned(),
+                (
+                    labels(&[("rack", "1")]),
+                    node("10.0.0.2/24", Some("fd00::2/64"), None),
+                ),
+            ),
+            (
+                "c".to_owned(),
+                (labels(&[("rack", "2")]), node("10.0.0.3/24", None, None)),
+            ),
+        ]);
+        World {
+            node: node_name,
+            nodes,
+            configuration: BgpConfigurationSpec::default(),
+            peers: BTreeMap::new(),
+            filters: BTreeMap::new(),
+            pools: vec!["10.65.0.0/16".parse().unwrap()],
+            secrets: &no_secrets,
+            restarting: false,
+        }
+    }
+
+    fn peers(plan: &Plan) -> Vec<(String, String)> {
+        let config = plan.config.as_ref().unwrap();
+        config
+            .peers
+            .iter()
+            .map(|peer| (peer.name.clone(), peer.address.to_string()))
+            .collect()
+    }
+
+    fn pair(name: &str, address: &str) -> (String, String) {
+        (name.to_owned(), address.to_owned())
+    }
+
+    #[test]
+    fn without_any_configuration_every_node_peers_with_every_other_in_both_families() {
+        let plan = plan(&world("a"));
+        assert_eq!(plan.problems, Vec::<String>::new());
+        assert_eq!(
+            peers(&plan),
+            [
+                pair("b", "10.0.0.2"),
+                pair("b-ipv6", "fd00::2"),
+                pair("c", "10.0.0.3")
+            ]
+        );
+        let config = plan.config.unwrap();
+        assert_eq!(
+            (config.router_id.to_string(), config.asn),
+            ("10.0.0.1".into(), 64512)
+        );
+        assert_eq!(config.peers[1].families, BTreeSet::from([Family::Ipv6Unicast]));
+        assert_eq!(config.peers[0].local_address, Some("10.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_mesh_peer_is_believed_only_about_the_pools() {
+        let config = plan(&world("a")).config.unwrap();
+        let import = &config.peers[0].import;
+        assert_eq!(import.default, Action::Reject);
+        assert_eq!(
+            import.rules,
+            [within("10.65.0.0/16".parse().unwrap(), Action::Accept)]
+        );
+    }
+
+    #[test]
+    fn with_the_mesh_off_only_what_is_written_remains() {
+        let mut world = world("a");
+        world.configuration.node_to_node_mesh_enabled = Some(false);
+        let tor = BgpPeerSpec {
+            node: Some("a".into()),
+            peer_ip: Some("10.0.0.254:1179".into()),
+            as_number: Some(AsNumber(65000)),
+            ..BgpPeerSpec::default()
+        };
+        world.peers.insert("tor".into(), tor);
+        let made = plan(&world);
+        assert_eq!(peers(&made), [pair("tor", "10.0.0.254")]);
+        let peer = &made.config.unwrap().peers[0];
+        assert_eq!((peer.port, peer.asn), (1179, PeerAs::Fixed(65000)));
+        assert_eq!(
+            peer.export.default,
+            Action::Reject,
+            "a node is no transit between routers"
+        );
+        world.node = "b";
+        assert_eq!(peers(&plan(&world)), []);
+    }
+
+    #[test]
+    fn a_reflector_stands_outside_the_mesh_and_its_clients_are_found_by_label() {
+        let mut world = world("a");
+        world.nodes.insert(
+            "rr".into(),
+            (
+                labels(&[("role", "rr")]),
+                node("10.0.0.9/24", None, Some("10.0.0.9")),
+            ),
+        );
+        world.configuration.node_to_node_mesh_enabled = Some(false);
+        let peering = BgpPeerSpec {
+            node_selector: Some("has(rack)".into()),
+            peer_selector: Some("role == 'rr'".into()),
+            ..BgpPeerSpec::default()
+        };
+        world.peers.insert("to-rr".into(), peering);
+        assert_eq!(peers(&plan(&world)), [pair("to-rr/rr", "10.0.0.9")]);
+        world.node = "rr";
+        let made = plan(&world);
+        assert_eq!(
+            peers(&made),
+            [
+                pair("to-rr/a", "10.0.0.1"),
+                pair("to-rr/b", "10.0.0.2"),
+                pair("to-rr/c", "10.0.0.3")
+            ],
+            "selected nodes peer back by themselves"
+        );
+        let config = made.config.unwrap();
+        assert!(
+            config
+                .peers
+                .iter()
+                .all(|peer| peer.rr_client && peer.export == Filter::accept())
+        );
+        assert_eq!(config.cluster_id, Some("10.0.0.9".parse().unwrap()));
+        if let Some(peer) = world.peers.get_mut("to-rr") {
+            peer.reverse_peering = Some(ReversePeering::Manual);
+        }
+        assert_eq!(peers(&plan(&world)), []);
+    }
+
+    #[test]
+    fn an_address_has_one_session_and_the_written_one_wins_over_the_mesh() {
+        let mut world = world("a");
+        let written = BgpPeerSpec {
+            peer_ip: Some("10.0.0.2".into()),
+            ..BgpPeerSpec::default()
+        };
+        world.peers.insert("by-hand".into(), written.clone());
+        world.peers.insert("twice".into(), written);
+        let made = plan(&world);
+        assert_eq!(
+            peers(&made),
+            [
+                pair("by-hand", "10.0.0.2"),
+                pair("b-ipv6", "fd00::2"),
+                pair("c", "10.0.0.3")
+            ]
+        );
+        assert_eq!(made.problems.len(), 1, "{:?}", made.problems);
+        assert!(made.problems[0].contains("twice") && made.problems[0].contains("by-hand"));
+    }
+
+    #[test]
+    fn a_missing_secret_keeps_the_session_down() {
+        let mut world = world("a");
+        world.configuration.node_to_node_mesh_enabled = Some(false);
+        let secret = SecretKeyRef {
+            name: Some("bgp".into()),
+            key: "tor".into(),
+            optional: None,
+        };
+        let tor = BgpPeerSpec {
+            peer_ip: Some("10.0.0.254".into()),
+            password: Some(BgpPassword {
+                secret_key_ref: Some(secret),
+            }),
+            ..BgpPeerSpec::default()
+        };
+        world.peers.insert("tor".into(), tor);
+        let made = plan(&world);
+        assert!(made.config.unwrap().peers[0].shutdown);
+        assert!(made.problems[0].contains("bgp/tor"), "{:?}", made.problems);
+        let give = |_: &SecretKeyRef| Some("s3cret".to_owned());
+        world.secrets = &give;
+        let made = plan(&world);
+        let peer = &made.config.unwrap().peers[0];
+        assert!(!peer.shutdown && peer.password.is_some() && made.problems.is_empty());
+    }
+
+    #[test]
+    fn filters_come_before_the_defaults_and_a_missing_one_closes_the_peer() {
+        let mut world = world("a");
+        world.configuration.node_to_node_mesh_enabled = Some(false);
+        let tor = BgpPeerSpec {
+            peer_ip: Some("10.0.0.254".into()),
+            filters: Some(vec!["no-default".into()]),
+            ..BgpPeerSpec::default()
+        };
+        world.peers.insert("tor".into(), tor);
+        let closed = plan(&world);
+        assert!(closed.problems[0].contains("no-default"));
+        assert_eq!(closed.config.unwrap().peers[0].import, Filter::reject());
+        let rule = BgpFilterRule {
+            cidr: Some("0.0.0.0/0".parse().unwrap()),
+            prefix_length: Some(PrefixLengthRange {
+                min: Some(0),
+                max: Some(0),
+            }),
+            source: None,
+            interface: None,
+            match_operator: Some(MatchOperator::In),
+            peer_type: None,
+            communities: None,
+            as_path_prefix: None,
+            priority: None,
+            action: FilterAction::Reject,
+            operations: None,
+        };
+        let filter = BgpFilterSpec {
+            import_v4: Some(vec![rule]),
+            ..BgpFilterSpec::default()
+        };
+        world.filters.insert("no-default".into(), filter);
+        let made = plan(&world);
+        let peer = &made.config.unwrap().peers[0];
+        assert_eq!(
+            (peer.import.rules.len(), peer.import.default),
+            (1, Action::Accept)
+        );
+        assert_eq!(peer.import.rules[0].action, Action::Reject);
+    }
+
+    #[test]
+    fn communities_of_a_prefix_are_found_by_containment_and_name() {
+        let configuration = BgpConfigurationSpec {
+            communities: Some(vec![policy::resource::NamedCommunity {
+                name: "blue".into(),
+                value: "65000:7".into(),
+            }]),
+            prefix_advertisements: Some(vec![PrefixAdvertisement {
+                cidr: "10.65.0.0/16".parse().unwrap(),
+                communities: Some(vec!["blue".into(), "65000:1:2".into()]),
+            }]),
+            ..BgpConfigurationSpec::default()
+        };
+        let found = advertised_communities(&configuration, "10.65.0.1/32".parse().unwrap());
+        assert_eq!(
+            found,
+            [
+                Community::Standard(65000 << 16 | 7),
+                Community::Large(65000, 1, 2)
+            ]
+        );
+        assert!(advertised_communities(&configuration, "10.66.0.1/32".parse().unwrap()).is_empty());
+    }
+
+    #[test]
+    fn a_node_that_is_not_stored_has_no_speaker_and_says_why() {
+        let made = plan(&world("zebra"));
+        assert_eq!(made.config, None);
+        assert!(made.problems[0].contains("zebra"));
+    }
+}

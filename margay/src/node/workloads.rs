@@ -1,0 +1,551 @@
+//! Attach and detach: a network namespace becomes a workload, and stops being one.
+//!
+//! ```text
+//!  attach  address (IPAM) ─► WorkloadEndpoint ─► cable ─► wait: policy, then route ─► answer
+//!  detach  WorkloadEndpoint deleted ─► wait: advertisement, route, policy gone ─► cable ─► address
+//! ```
+//!
+//! The object comes before the cable, so the agent has the policy ready when the interface appears; an interface
+//! that no object claims passes nothing. Every step can be repeated: an attach that was cut short is completed by the
+//! next one for the same workload, with the same address. An attach that fails takes back what it did, last first.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use datastore::client::Error as StoreError;
+use datastore::ipam::{AssignIp, AssignRequest};
+use felix::agent::WaitError;
+use felix::sys::netns::NetNs;
+use felix::sys::veth;
+use ipnetwork::IpNetwork;
+use policy::model::EndpointId;
+use policy::resource::{
+    Action, IpPoolSpec, Kind, NodeSpec, Object, ObjectMeta, ProfileSpec, Rule, WorkloadEndpointName,
+    WorkloadEndpointPort, WorkloadEndpointSpec,
+};
+
+use super::Daemon;
+use crate::api::{AttachRequest, Workload};
+
+/// What the `orchestrator` part of our endpoints' names is.
+const ORCHESTRATOR: &str = "margay";
+/// How long policy and route may take to be in the kernel.
+const READY: Duration = Duration::from_secs(15);
+
+/// Why a workload could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkloadError {
+    /// The request is at fault.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such workload on this node.
+    #[error("{0}")]
+    NotFound(String),
+    /// Something of that name or address is somebody else's.
+    #[error("{0}")]
+    Conflict(String),
+    /// Not now: the store or the agent is not ready.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The machine refused.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<StoreError> for WorkloadError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Store(inner) => Self::Unavailable(inner.to_string()),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<datastore::ipam::Error> for WorkloadError {
+    fn from(error: datastore::ipam::Error) -> Self {
+        use datastore::ipam::Error;
+        let text = error.to_string();
+        match error {
+            Error::Invalid { .. } => Self::Invalid(text),
+            Error::InUse { .. } | Error::NoPool { .. } | Error::Exhausted { .. } => Self::Conflict(text),
+            Error::Client(inner) => inner.into(),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+impl From<veth::Error> for WorkloadError {
+    fn from(error: veth::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            veth::Error::Invalid(_) | veth::Error::NetNs(_) => Self::Invalid(text),
+            veth::Error::InTheWay(_) => Self::Conflict(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+/// The names of one attachment, all of them derived from who it is for.
+#[derive(Debug, Clone)]
+struct Names {
+    id: EndpointId,
+    handle: String,
+    host_interface: String,
+    mac: [u8; 6],
+}
+
+impl Names {
+    fn of(node: &str, prefix: &str, namespace: &str, name: &str, interface: &str) -> Self {
+        let full = WorkloadEndpointName {
+            node: node.to_owned(),
+            orchestrator: ORCHESTRATOR.to_owned(),
+            workload: name.to_owned(),
+            endpoint: interface.to_owned(),
+        };
+        let host_interface = veth::host_interface_name(prefix, namespace, name, interface);
+        // Locally administered, unicast, and the same each time: neighbours need not learn anew.
+        let mut mac = [2_u8, 0, 0, 0, 0, 0];
+        let digits: Vec<u8> = host_interface
+            .bytes()
+            .rev()
+            .filter_map(|byte| char::from(byte).to_digit(16))
+            .map(|d| d as u8)
+            .collect();
+        for (byte, pair) in mac.iter_mut().skip(1).zip(digits.chunks(2)) {
+            *byte = pair.iter().fold(0, |value, digit| value << 4 | digit);
+        }
+        Self {
+            id: EndpointId::new(namespace, full.to_string()),
+            handle: format!("{ORCHESTRATOR}.{namespace}.{name}.{interface}"),
+            host_interface,
+            mac,
+        }
+    }
+}
+
+/// RFC 1123 as the API has it: lower-case letters, digits, `-` and `.`, an alphanumeric at both ends.
+fn check_name(what: &str, name: &str) -> Result<(), WorkloadError> {
+    let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let inner = name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
+    let bytes = name.as_bytes();
+    if inner && name.len() <= 253 && edge(bytes.first()) && edge(bytes.last()) {
+        return Ok(());
+    }
+    Err(WorkloadError::Invalid(format!(
+        "{what} {name:?}: only lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit"
+    )))
+}
+
+impl Daemon {
+    /// Gives a network namespace an interface, addresses, policy and routes; answers when all of it is in the kernel.
+    pub(super) async fn attach(self: &Arc<Self>, request: AttachRequest) -> Result<Workload, WorkloadError> {
+        check_name("namespace", &request.namespace)?;
+        check_name("workload", &request.name)?;
+        check_name("interface", &request.interface)?;
+        let netns = NetNs::open(&request.netns).map_err(|error| WorkloadError::Invalid(error.to_string()))?;
+        let current = netns
+            .is_current()
+            .map_err(|error| WorkloadError::Failed(error.to_string()))?;
+        if current {
+            return Err(WorkloadError::Invalid(format!(
+                "{} is the host's own network namespace",
+                request.netns
+            )));
+        }
+        // One at a time: the steps of two attachments of one workload must not mix.
+        let _turn = self.attaching.lock().await;
+        let node = self.options.name.clone();
+        let names = Names::of(
+            &node,
+            &self.interface_prefix,
+            &request.namespace,
+            &request.name,
+            &request.interface,
+        );
+        let mut undo = Undo::default();
+        match self.attach_steps(&request, &names, netns, &mut undo).await {
+            Ok(workload) => Ok(workload),
+            Err(error) => {
+                self.take_back(&names, &undo).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn attach_steps(
+        self: &Arc<Self>,
+        request: &AttachRequest,
+        names: &Names,
+        netns: NetNs,
+        undo: &mut Undo,
+    ) -> Result<Workload, WorkloadError> {
+        let profiles = self.profiles(request).await?;
+        let held = self.ipam.addresses(&names.handle).await?;
+        undo.address = held.is_empty();
+        let addresses = self.addresses(request, names).await?;
+
+        let existed = self
+            .client
+            .get(Kind::WorkloadEndpoint, Some(&request.namespace), &names.id.name)
+            .await?;
+        let mut metadata = ObjectMeta::namespaced(&request.namespace, &names.id.name);
+        metadata.labels = request.labels.clone();
+        metadata
+            .labels
+            .insert("projectcalico.org/namespace".into(), request.namespace.clone());
+        metadata
+            .labels
+            .insert("projectcalico.org/orchestrator".into(), ORCHESTRATOR.into());
+        let spec = WorkloadEndpointSpec {
+            orchestrator: Some(ORCHESTRATOR.into()),
+            workload: Some(request.name.clone()),
+            node: Some(self.options.name.clone()),
+            endpoint: Some(request.interface.clone()),
+            ip_networks: Some(
+                addresses
+                    .iter()
+                    .map(|address| IpNetwork::from(address.ip()))
+                    .collect(),
+            ),
+            profiles: Some(profiles),
+            interface_name: Some(names.host_interface.clone()),
+            mac: Some(mac_text(names.mac)),
+            ports: (!request.ports.is_empty())
+                .then(|| named_ports(request))
+                .transpose()?,
+            ..WorkloadEndpointSpec::default()
+        };
+        let (_, record) = self.client.apply(Object::new(metadata, spec)).await?;
+        undo.object = existed.is_none();
+        let revision = record
+            .typed
+            .metadata()
+            .resource_version
+            .clone()
+            .unwrap_or_default();
+        let revision: u64 = revision.parse().unwrap_or(0);
+
+        let cable = veth::AttachRequest {
+            host_interface: names.host_interface.clone(),
+            interface: request.interface.clone(),
+            mac: Some(names.mac),
+            addresses: addresses.iter().map(IpNetwork::ip).collect(),
+            mtu: None,
+            interface_prefix: self.interface_prefix.clone(),
+        };
+        let attached = blocking(move || veth::attach(&netns, &cable)).await??;
+        undo.cable = attached.created;
+
+        let wait = self.agent().wait_applied(&names.id, revision);
+        match tokio::time::timeout(READY, wait).await {
+            Ok(Ok(())) => {}
+            Ok(Err(WaitError::Refused { reason, .. })) => return Err(WorkloadError::Conflict(reason)),
+            Ok(Err(WaitError::Gone)) => {
+                return Err(WorkloadError::Unavailable("the agent has stopped".into()));
+            }
+            Err(_) => {
+                let status = self.agent().status();
+                let why = status
+                    .last_error
+                    .clone()
+                    .unwrap_or_else(|| "`margay node status` may say why".into());
+                return Err(WorkloadError::Unavailable(format!(
+                    "policy and routes of {} were not in the kernel within {} s: {why}",
+                    names.id,
+                    READY.as_secs()
+                )));
+            }
+        }
+        tracing::info!(endpoint = %names.id, iface = names.host_interface, "workload attached");
+        Ok(Workload {
+            namespace: request.namespace.clone(),
+            name: request.name.clone(),
+            endpoint: names.id.name.clone(),
+            node: self.options.name.clone(),
+            interface: names.host_interface.clone(),
+            addresses,
+            labels: request.labels.clone(),
+            ready: true,
+        })
+    }
+
+    /// What an attach that failed did is undone, last first. What cannot be undone is logged; the next attach or
+    /// detach of the same workload finds it.
+    async fn take_back(&self, names: &Names, undo: &Undo) {
+        let note = |what: &str, error: &dyn std::fmt::Display| {
+            tracing::warn!(endpoint = %names.id, %error, step = what, "cannot take back a step of a failed attach");
+        };
+        if undo.cable {
+            let interface = names.host_interface.clone();
+            match blocking(move || veth::detach(&interface)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => note("interface", &error),
+                Err(error) => note("interface", &error),
+            }
+        }
+        if undo.object {
+            let namespace = Some(names.id.namespace.as_str());
+            if let Err(error) = self
+                .client
+                .delete(Kind::WorkloadEndpoint, namespace, &names.id.name, None)
+                .await
+            {
+                note("object", &error);
+            }
+        }
+        if undo.address
+            && let Err(error) = self.ipam.release_handle(&names.handle).await
+        {
+            note("address", &error);
+        }
+    }
+
+    /// The profiles of a new endpoint. A namespace without a profile of its own gets Calico's: all allowed, so that
+    /// policy is what restricts, and labels by which other namespaces can name it.
+    async fn profiles(&self, request: &AttachRequest) -> Result<Vec<String>, WorkloadError> {
+        if !request.profiles.is_empty() {
+            return Ok(request.profiles.clone());
+        }
+        let name = format!("kns.{}", request.namespace);
+        if self.client.get(Kind::Profile, None, &name).await?.is_none() {
+            let allow = Rule::any(Action::Allow);
+            let spec = ProfileSpec {
+                ingress: Some(vec![allow.clone()]),
+                egress: Some(vec![allow]),
+                labels_to_apply: Some(
+                    [(
+                        "pcns.projectcalico.org/name".to_owned(),
+                        request.namespace.clone(),
+                    )]
+                    .into(),
+                ),
+            };
+            match self
+                .client
+                .create(Object::new(ObjectMeta::named(&name), spec))
+                .await
+            {
+                Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(vec![name])
+    }
+
+    /// The addresses of an endpoint: the ones asked for, or one of each family that has a pool for this node.
+    async fn addresses(
+        &self,
+        request: &AttachRequest,
+        names: &Names,
+    ) -> Result<Vec<IpNetwork>, WorkloadError> {
+        let node = self.options.name.as_str();
+        let attributes = [
+            ("namespace".to_owned(), request.namespace.clone()),
+            ("workload".to_owned(), request.name.clone()),
+        ];
+        if !request.addresses.is_empty() {
+            for address in &request.addresses {
+                let wanted = AssignIp {
+                    address: *address,
+                    node: node.to_owned(),
+                    handle: names.handle.clone(),
+                    attributes: attributes.clone().into(),
+                };
+                self.ipam.assign_ip(&wanted).await?;
+            }
+            return Ok(request
+                .addresses
+                .iter()
+                .map(|address| IpNetwork::from(*address))
+                .collect());
+        }
+        let pools = self.client.list_as::<IpPoolSpec>(None).await?.items;
+        let count = |v6: bool| {
+            let usable = pools.iter().filter(|pool| pool.spec.disabled != Some(true));
+            usize::from(usable.filter(|pool| pool.spec.cidr.is_ipv6() == v6).count() > 0)
+        };
+        let (num4, num6) = (count(false), count(true));
+        if num4 + num6 == 0 {
+            return Err(WorkloadError::Conflict(
+                "there is no IPPool to take an address from; apply one first, such as examples/01-single-host/pool.yaml"
+                    .into(),
+            ));
+        }
+        let mut assign = AssignRequest::new(node, &names.handle);
+        assign.num4 = num4;
+        assign.num6 = num6;
+        assign.pools = request.pools.clone();
+        assign.attributes.extend(attributes);
+        Ok(self.ipam.auto_assign(&assign).await?)
+    }
+
+    /// Takes a workload away: object, route and policy, cable, addresses. What is gone already is no error.
+    pub(super) async fn detach(
+        self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+        interface: &str,
+    ) -> Result<Workload, WorkloadError> {
+        let _turn = self.attaching.lock().await;
+        let names = Names::of(
+            &self.options.name,
+            &self.interface_prefix,
+            namespace,
+            name,
+            interface,
+        );
+        let found = self
+            .client
+            .get_as::<WorkloadEndpointSpec>(Some(namespace), &names.id.name)
+            .await?;
+        let held = self.ipam.addresses(&names.handle).await?;
+        if found.is_some() {
+            match self
+                .client
+                .delete(Kind::WorkloadEndpoint, Some(namespace), &names.id.name, None)
+                .await
+            {
+                Ok(_) | Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // The wait is for order, not for permission: the interface goes in any case.
+            if tokio::time::timeout(READY, self.agent().wait_removed(&names.id))
+                .await
+                .is_err()
+            {
+                tracing::warn!(endpoint = %names.id, "policy and routes are slow to go");
+            }
+        }
+        let cable = names.host_interface.clone();
+        let removed = blocking(move || veth::detach(&cable)).await??;
+        let freed = self.ipam.release_handle(&names.handle).await?;
+        if found.is_none() && !removed && held.is_empty() {
+            return Err(WorkloadError::NotFound(format!(
+                "{namespace}/{name} is no workload of node {}",
+                self.options.name
+            )));
+        }
+        tracing::info!(endpoint = %names.id, "workload detached");
+        let mut addresses: Vec<IpAddr> = freed;
+        addresses.sort();
+        Ok(Workload {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            endpoint: names.id.name,
+            node: self.options.name.clone(),
+            interface: names.host_interface,
+            addresses: addresses.into_iter().map(IpNetwork::from).collect(),
+            labels: found.map(|object| object.metadata.labels).unwrap_or_default(),
+            ready: false,
+        })
+    }
+
+    /// The workloads of this node, as the mirror has them.
+    pub(super) fn workloads(&self) -> Vec<Workload> {
+        let status = self.agent().status();
+        let known = self
+            .known
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        known
+            .iter()
+            .map(|(id, object)| Workload {
+                namespace: id.namespace.clone(),
+                name: object
+                    .spec
+                    .workload
+                    .clone()
+                    .or(object.spec.pod.clone())
+                    .unwrap_or_default(),
+                endpoint: id.name.clone(),
+                node: self.options.name.clone(),
+                interface: object.spec.interface_name.clone().unwrap_or_default(),
+                addresses: object.spec.ip_networks.clone().unwrap_or_default(),
+                labels: object.metadata.labels.clone(),
+                ready: status.endpoints.get(id).is_some_and(|endpoint| endpoint.ready),
+            })
+            .collect()
+    }
+
+    /// Writes this node's own object, leaving alone what others wrote into it.
+    pub(super) async fn register(&self) -> Result<(), StoreError> {
+        let options = &self.options;
+        let addresses = |spec: &mut NodeSpec| {
+            let bgp = spec.bgp.get_or_insert_default();
+            if let Some(v4) = options.ipv4 {
+                bgp.ipv4_address = Some(v4.to_string());
+            }
+            if let Some(v6) = options.ipv6 {
+                bgp.ipv6_address = Some(v6.to_string());
+            }
+            if let Some(asn) = options.as_number {
+                bgp.as_number = Some(policy::resource::AsNumber(asn));
+            }
+        };
+        let changed = self
+            .client
+            .modify(Kind::Node, None, &options.name, |resource| {
+                if let policy::resource::Resource::Node(node) = resource {
+                    addresses(&mut node.spec);
+                }
+                Ok(())
+            })
+            .await;
+        match changed {
+            Err(StoreError::NotFound { .. }) => {}
+            other => return other.map(drop),
+        }
+        let mut spec = NodeSpec::default();
+        addresses(&mut spec);
+        match self
+            .client
+            .create(Object::new(ObjectMeta::named(&options.name), spec))
+            .await
+        {
+            Ok(_) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Which steps an attach has taken by itself, and not found done.
+#[derive(Debug, Default)]
+struct Undo {
+    address: bool,
+    object: bool,
+    cable: bool,
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn named_ports(request: &AttachRequest) -> Result<Vec<WorkloadEndpointPort>, WorkloadError> {
+    request
+        .ports
+        .iter()
+        .map(|port| {
+            let protocol = port
+                .protocol
+                .parse()
+                .map_err(|error| WorkloadError::Invalid(format!("port {}: {error}", port.name)))?;
+            Ok(WorkloadEndpointPort {
+                name: Some(port.name.clone()),
+                protocol,
+                port: port.port,
+                host_port: None,
+                host_ip: None,
+            })
+        })
+        .collect()
+}
+
+/// Runs what may wait on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, WorkloadError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| WorkloadError::Failed(format!("the work was cut short: {error}")))
+}
