@@ -27,10 +27,15 @@ pub(super) struct Plan {
     pub(super) emptied: Vec<String>,
     /// Names of objects touched, for the report.
     pub(super) touched: BTreeSet<String>,
+    /// Whether all chains, and the names and kinds of all sets and maps, are the same values as before.
+    pub(super) elements_only: bool,
 }
 
 /// Writes into `batch` what leads from `actual` to `desired`. An empty batch means there is nothing to do.
 pub(super) fn plan(actual: &Actual, desired: &Table, owner: bool, batch: &mut Batch) -> Plan {
+    if actual.same_but_elements(desired) {
+        return plan_elements(actual, desired, batch);
+    }
     if actual.table.is_none() {
         let flags = if owner { TABLE_OWNER | TABLE_PERSIST } else { 0 };
         batch.new_table(flags, desired.comment.as_deref());
@@ -124,29 +129,95 @@ pub(super) fn plan(actual: &Actual, desired: &Table, owner: bool, batch: &mut Ba
         written: fingerprints,
         emptied,
         touched,
+        elements_only: false,
+    }
+}
+
+/// The common case, without a look at anything that is still the same value.
+fn plan_elements(actual: &Actual, desired: &Table, batch: &mut Batch) -> Plan {
+    let none = Replaced {
+        sets: BTreeSet::new(),
+        chains: BTreeSet::new(),
+    };
+    let mut touched = BTreeSet::new();
+    let maps = || {
+        actual
+            .maps
+            .values()
+            .zip(desired.maps.values())
+            .filter(|(a, b)| !Arc::ptr_eq(a, b))
+    };
+    for (before, after) in maps() {
+        let count = batch.len();
+        let stale = before
+            .elements
+            .iter()
+            .filter(|(key, v)| after.elements.get(*key) != Some(v));
+        batch.entries(&after.name, false, stale);
+        add_entries(Some(before), after, &none, batch);
+        if batch.len() != count {
+            touched.insert(after.name.clone());
+        }
+    }
+    for (before, after) in actual.sets.values().zip(desired.sets.values()) {
+        if fill_set(Some(before), after, batch) {
+            touched.insert(after.name.clone());
+        }
+    }
+    Plan {
+        written: BTreeMap::new(),
+        emptied: Vec::new(),
+        touched,
+        elements_only: true,
     }
 }
 
 impl Actual {
+    /// Whether nothing but elements of sets and maps can differ. Two walks side by side, no look-ups.
+    fn same_but_elements(&self, desired: &Table) -> bool {
+        fn all<A, B>(
+            a: &BTreeMap<String, A>,
+            b: &BTreeMap<String, B>,
+            same: impl Fn(&A, &B) -> bool,
+        ) -> bool {
+            a.len() == b.len() && a.iter().zip(b).all(|((m, a), (n, b))| same(a, b) && m == n)
+        }
+        self.table.is_some()
+            && self.strange.is_empty()
+            && all(&self.chains, &desired.chains, |before, after| {
+                before
+                    .written
+                    .as_ref()
+                    .is_some_and(|written| Arc::ptr_eq(written, after))
+            })
+            && all(&self.sets, &desired.sets, |a, b| {
+                Arc::ptr_eq(a, b) || same_shape(a, b)
+            })
+            && all(&self.maps, &desired.maps, |a, b| {
+                Arc::ptr_eq(a, b) || (&a.key, &a.comment) == (&b.key, &b.comment)
+            })
+    }
+
     /// What is wrong with a table, looking only at what is new in it.
     pub(super) fn check(&self, desired: &Table) -> Vec<Invalid> {
         // A part that is the same value is sound as long as nothing it may refer to is gone or of another kind.
-        let kept = self.sets.iter().all(|(name, set)| {
-            desired
-                .sets
-                .get(name)
-                .is_some_and(|after| Arc::ptr_eq(set, after) || set.key == after.key)
-        }) && self.maps.iter().all(|(name, map)| {
-            desired
-                .maps
-                .get(name)
-                .is_some_and(|after| Arc::ptr_eq(map, after) || map.key == after.key)
-        }) && self.chains.iter().all(|(name, chain)| {
-            desired
-                .chains
-                .get(name)
-                .is_some_and(|after| chain.base.is_some() == after.base.is_some())
-        });
+        let kept = self.same_but_elements(desired)
+            || self.sets.iter().all(|(name, set)| {
+                desired
+                    .sets
+                    .get(name)
+                    .is_some_and(|after| Arc::ptr_eq(set, after) || set.key == after.key)
+            }) && self.maps.iter().all(|(name, map)| {
+                desired
+                    .maps
+                    .get(name)
+                    .is_some_and(|after| Arc::ptr_eq(map, after) || map.key == after.key)
+            }) && self.chains.iter().all(|(name, chain)| {
+                desired
+                    .chains
+                    .get(name)
+                    .is_some_and(|after| chain.base.is_some() == after.base.is_some())
+            });
         if !kept {
             return desired.check();
         }
@@ -173,6 +244,15 @@ impl Actual {
 
     /// The state after the plan was committed.
     pub(super) fn committed(&mut self, desired: &Table, mut plan: Plan) {
+        if plan.elements_only {
+            for (before, after) in self.sets.values_mut().zip(desired.sets.values()) {
+                before.clone_from(after);
+            }
+            for (before, after) in self.maps.values_mut().zip(desired.maps.values()) {
+                before.clone_from(after);
+            }
+            return;
+        }
         let mut before = std::mem::take(&mut self.chains);
         for (name, chain) in &desired.chains {
             let kept = before.remove(name).map(|c| c.rules).unwrap_or_default();

@@ -174,6 +174,26 @@ fn element_change() {
     );
     assert_eq!(handles(), before);
     assert_fresh(&next);
+    // The same with everything else shared, as a renderer that keeps what it did not touch does it.
+    let mut last = next.clone();
+    last.add_set(Set::new("s-web", [KeyType::Ipv4Addr]).with([one("10.0.0.1"), one("10.0.0.9")]));
+    last.add_set(Set::interval("s-net", KeyType::Ipv4Addr).with([one("10.0.0.0/9"), one("12.0.0.0/8")]));
+    let entry = |name: &str, to: &str| {
+        (
+            Element::One(Value::ifname(name).unwrap()),
+            Verdict::Goto(to.into()),
+        )
+    };
+    last.add_map(
+        Map::new("m-ep", [KeyType::IfName]).with([entry("cali1", "p-web"), entry("cali9", "p-web")]),
+    );
+    let applied = engine.apply(&last).unwrap();
+    // Replaced entries, members out and in, ranges emptied and filled.
+    assert_eq!((applied.messages, applied.changed.len()), (6, 3));
+    assert_eq!(handles(), before);
+    assert_fresh(&last);
+    assert_eq!(engine.apply(&last).unwrap().messages, 0);
+    assert_eq!(engine.audit().unwrap(), [""; 0]);
 }
 
 fn restart() {
