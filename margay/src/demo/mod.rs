@@ -231,6 +231,11 @@ fn addresses(rack: &mut Rack, claims: &mut Claims) -> anyhow::Result<()> {
         all_there,
         "the router's kernel has a route to each of the twelve addresses, through its host",
     );
+    let learned = wait(|| rack.hosts_know_all())?;
+    claims.claim(
+        learned,
+        "every host has learned the way to the workloads of the others",
+    );
     let reached = rack.router_reaches_all()?;
     claims.claim(reached, "the router reaches every workload, over IPv4 and IPv6");
     Ok(())

@@ -250,24 +250,22 @@ impl Rack {
 
     /// Routes to workloads in the router's kernel: destination and next hop.
     pub(super) fn router_routes(&self) -> anyhow::Result<BTreeMap<String, String>> {
-        let node = self.node("tor")?;
-        let mut routes = BTreeMap::new();
-        for (family, pool) in [("-4", "10.65.0.0/16"), ("-6", "fd65::/64")] {
-            let text = node.run(&["ip", "-j", family, "route", "show", "root", pool])?;
-            let found: Value = serde_json::from_str(&text).context("reading the router's routes")?;
-            for route in found.as_array().into_iter().flatten() {
-                let word = |key: &str| route[key].as_str().unwrap_or_default().to_owned();
-                let destination = word("dst");
-                let destination = destination.split('/').next().unwrap_or_default().to_owned();
-                let hop = if route["via"].is_object() {
-                    route["via"]["host"].as_str().unwrap_or_default().to_owned()
-                } else {
-                    word("gateway")
-                };
-                routes.insert(destination, hop);
+        routes_of(&self.node("tor")?)
+    }
+
+    /// Whether every host's kernel has a route to every workload.
+    pub(super) fn hosts_know_all(&self) -> anyhow::Result<bool> {
+        for host in HOSTS {
+            let known = routes_of(&self.node(host)?)?;
+            let wanted = self.members.iter().flat_map(|member| &member.addresses);
+            if !wanted
+                .into_iter()
+                .all(|address| known.contains_key(&address.to_string()))
+            {
+                return Ok(false);
             }
         }
-        Ok(routes)
+        Ok(true)
     }
 
     /// Whether a next hop is the host: its address on the link, or its link-local one there.
@@ -489,4 +487,20 @@ impl Rack {
     pub(super) fn keep(self) {
         self.folder.keep();
     }
+}
+
+/// Routes to workloads in a node's kernel: destination, and next hop where there is one.
+fn routes_of(node: &Node) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut routes = BTreeMap::new();
+    for (family, pool) in [("-4", "10.65.0.0/16"), ("-6", "fd65::/64")] {
+        let text = node.run(&["ip", "-j", family, "route", "show", "root", pool])?;
+        let found: Value = serde_json::from_str(&text).context("reading a node's routes")?;
+        for route in found.as_array().into_iter().flatten() {
+            let destination = route["dst"].as_str().unwrap_or_default();
+            let destination = destination.split('/').next().unwrap_or_default().to_owned();
+            let hop = route["via"]["host"].as_str().or(route["gateway"].as_str());
+            routes.insert(destination, hop.unwrap_or_default().to_owned());
+        }
+    }
+    Ok(routes)
 }

@@ -300,8 +300,10 @@ impl Node {
     /// [`Error::Node`] when `ip netns` refuses, as for a name that is taken.
     pub fn add_workload(&self, name: &str) -> Result<Workload, Error> {
         self.run(&["ip", "netns", "add", name])?;
-        self.run(&["ip", "-n", name, "link", "set", "lo", "up"])?;
-        Ok(self.workload(name))
+        // Not `ip -n`: that mounts a new /sys, which an ordinary user's lab may not.
+        let workload = self.workload(name);
+        workload.run(&["ip", "link", "set", "lo", "up"])?;
+        Ok(workload)
     }
 
     /// The workload of this name, which somebody made with `ip netns add`.

@@ -465,7 +465,7 @@ impl Daemon {
                 state,
                 reason,
             } => {
-                tracing::info!(peer, %address, to = %state, reason, "bgp session changed");
+                tracing::debug!(peer, %address, to = %state, reason, "bgp session changed");
             }
             Event::InitialSync => {
                 tracing::info!("all peers that came up have told their routes");
