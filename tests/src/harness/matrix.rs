@@ -102,7 +102,10 @@ impl fmt::Display for Verdict {
 ///
 /// Its text has a line per source and a column per destination; where a destination has several addresses and they
 /// do not agree, all verdicts stand there.
-pub struct Matrix(Vec<(String, Vec<(String, Vec<Verdict>)>)>);
+pub struct Matrix(Vec<(String, Row)>);
+
+/// Destinations, each with a verdict per address.
+type Row = Vec<(String, Vec<Verdict>)>;
 
 impl Matrix {
     /// Tries every connection at once.

@@ -125,11 +125,8 @@ pub fn programs_of(word: &str) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let path = entry?.path();
-        if !path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.parse::<i32>().is_ok())
-        {
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_none_or(|name| name.parse::<i32>().is_err()) {
             continue;
         }
         // A process may be gone before it is looked at.
