@@ -22,23 +22,23 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub enum ClientError {
     /// Nobody listens: the daemon is not running, or on another socket.
     #[error(
-        "no node daemon answers on {socket}: {source}\n  start one with `margay node run`, or name its socket with --socket"
+        "no node daemon answers on {socket}: {reason}\n  start one with `margay node run`, or name its socket with --socket"
     )]
     NotRunning {
         /// The socket tried.
         socket: String,
-        /// What the kernel said.
-        source: io::Error,
+        /// What the kernel said. Not a `source`: the message has it already, before the advice.
+        reason: io::Error,
     },
     /// The socket exists and is not for this user.
     #[error(
-        "not allowed to use {socket}: {source}\n  the socket belongs to root and its group; try with sudo"
+        "not allowed to use {socket}: {reason}\n  the socket belongs to root and its group; try with sudo"
     )]
     Forbidden {
         /// The socket tried.
         socket: String,
         /// What the kernel said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The daemon took the request and refused it.
     #[error("{0}")]
@@ -111,7 +111,7 @@ impl Client {
     ) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
-            .map_err(|source| self.connect_error(source))?;
+            .map_err(|reason| self.connect_error(reason))?;
         let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -135,12 +135,12 @@ impl Client {
         }
     }
 
-    fn connect_error(&self, source: io::Error) -> ClientError {
+    fn connect_error(&self, reason: io::Error) -> ClientError {
         let socket = self.socket.display().to_string();
-        if source.kind() == io::ErrorKind::PermissionDenied {
-            ClientError::Forbidden { socket, source }
+        if reason.kind() == io::ErrorKind::PermissionDenied {
+            ClientError::Forbidden { socket, reason }
         } else {
-            ClientError::NotRunning { socket, source }
+            ClientError::NotRunning { socket, reason }
         }
     }
 }

@@ -7,8 +7,8 @@ use bgpd::view::{Neighbor, Route, RouteStatus, State, Summary};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
-use super::Global;
 use super::output::{Columns, Format, age, emit, emit_line, emit_structured};
+use super::{Global, examples};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BgpVerb {
@@ -17,13 +17,21 @@ pub(super) enum BgpVerb {
     /// Peers in detail
     Neighbors(NeighborsArgs),
     /// Routes, with the reason for each that is not used
+    #[command(after_help = examples::BGP_ROUTES)]
     Routes(RoutesArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct OutputArgs {
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 
@@ -31,8 +39,15 @@ pub(super) struct OutputArgs {
 pub(super) struct NeighborsArgs {
     /// Only this peer: its name or its address
     peer: Option<String>,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 
@@ -46,8 +61,15 @@ pub(super) struct RoutesArgs {
     /// Only of this peer; for `advertised`, what it is given
     #[arg(long)]
     peer: Option<String>,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 

@@ -38,8 +38,15 @@ pub(super) struct ExplainArgs {
     /// Exit with 1 when the packet does not pass
     #[arg(long)]
     check: bool,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 

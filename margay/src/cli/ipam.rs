@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use datastore::ipam::Ipam;
 
-use super::Global;
 use super::output::{Columns, Format, emit, emit_line, emit_structured};
+use super::{Global, examples};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum IpamVerb {
     /// How full the pools are, or who has an address
+    #[command(after_help = examples::IPAM_SHOW)]
     Show(ShowArgs),
 }
 
@@ -23,8 +24,15 @@ pub(super) struct ShowArgs {
     /// Every block as well
     #[arg(long)]
     show_blocks: bool,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 
@@ -39,18 +47,22 @@ pub(super) async fn run(global: &Global, verb: IpamVerb) -> anyhow::Result<ExitC
         return Ok(ExitCode::SUCCESS);
     }
     if usage.is_empty() {
-        emit_line("there are no pools");
+        emit_line("there are no pools; apply an IPPool to have some");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Columns::new([
+    let blocks = args.show_blocks || args.output == Format::Wide;
+    let mut head = vec![
         "grouping",
         "cidr",
         "ips total",
         "ips in use",
         "ips reserved",
         "ips free",
-        "node",
-    ]);
+    ];
+    if blocks {
+        head.push("node");
+    }
+    let mut table = Columns::new(head);
     for pool in &usage {
         let name = if pool.name.is_empty() {
             "outside of all pools".to_owned()
@@ -64,9 +76,8 @@ pub(super) async fn run(global: &Global, verb: IpamVerb) -> anyhow::Result<ExitC
             share(pool.in_use, pool.total),
             share(pool.reserved, pool.total),
             share(pool.free(), pool.total),
-            String::new(),
         ]);
-        if args.show_blocks || args.output == Format::Wide {
+        if blocks {
             for block in &pool.blocks {
                 let (total, used) = (block.total as u128, block.in_use as u128);
                 table.row([

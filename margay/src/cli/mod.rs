@@ -6,6 +6,7 @@
 mod bgp;
 mod columns;
 mod completions;
+pub(crate) mod examples;
 mod explain;
 mod ipam;
 mod node;
@@ -31,7 +32,8 @@ use crate::{demo, lab, probe};
     name = "margay",
     version,
     propagate_version = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    after_help = examples::TOP
 )]
 struct Cli {
     #[command(flatten)]
@@ -42,15 +44,23 @@ struct Cli {
 
 /// What every verb takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The datastore: sqlite:///path
-    #[arg(long, global = true, env = "MARGAY_DATASTORE", default_value = DEFAULT_DATASTORE, value_name = "URL")]
+    #[arg(long, global = true, hide_env_values = true, env = "MARGAY_DATASTORE", default_value = DEFAULT_DATASTORE, value_name = "URL")]
     pub datastore: String,
     /// Socket of the node daemon
-    #[arg(long, global = true, env = "MARGAY_SOCKET", default_value = api::DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, global = true, hide_env_values = true, env = "MARGAY_SOCKET", default_value = api::DEFAULT_SOCKET, value_name = "PATH")]
     pub socket: PathBuf,
     /// Log level: error, warn, info, debug, trace, or a filter such as bgpd=debug
-    #[arg(long, short = 'l', global = true, env = "MARGAY_LOG", value_name = "LEVEL")]
+    #[arg(
+        long,
+        short = 'l',
+        global = true,
+        hide_env_values = true,
+        env = "MARGAY_LOG",
+        value_name = "LEVEL"
+    )]
     pub log_level: Option<String>,
 }
 
@@ -60,24 +70,32 @@ pub const DEFAULT_DATASTORE: &str = "sqlite:///var/lib/margay/margay.db";
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Create or update resources from files
+    #[command(after_help = examples::APPLY)]
     Apply(resources::WriteArgs),
     /// Create resources; what exists already is an error
     Create(resources::WriteArgs),
     /// Replace resources that exist
     Replace(resources::WriteArgs),
     /// Delete resources
+    #[command(after_help = examples::DELETE)]
     Delete(resources::DeleteArgs),
     /// Show resources
+    #[command(after_help = examples::get())]
     Get(resources::GetArgs),
     /// Change fields of one resource
+    #[command(after_help = examples::PATCH)]
     Patch(resources::PatchArgs),
     /// Set or remove labels of one resource
+    #[command(after_help = examples::LABEL)]
     Label(resources::LabelArgs),
     /// Check files without writing anything
+    #[command(after_help = examples::VALIDATE)]
     Validate(resources::ValidateArgs),
     /// Why a packet passes or not: tier, policy, rule, source line
+    #[command(after_help = examples::EXPLAIN)]
     Explain(explain::ExplainArgs),
     /// Try a selector: is it valid, its canonical form, does it match these labels
+    #[command(after_help = examples::SELECTOR)]
     Selector(selector::SelectorArgs),
     /// The node daemon of this machine
     #[command(subcommand)]
@@ -99,6 +117,7 @@ enum Verb {
     #[command(subcommand, hide = true)]
     Probe(probe::ProbeVerb),
     /// Print a completion script for a shell
+    #[command(after_help = examples::COMPLETIONS)]
     Completions(completions::CompletionsArgs),
     /// Print the version
     Version,

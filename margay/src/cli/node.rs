@@ -9,8 +9,8 @@ use bgpd::view::Summary;
 use clap::{Args, Subcommand};
 use ipnetwork::IpNetwork;
 
-use super::Global;
 use super::output::{Format, age, emit, emit_line, emit_structured};
+use super::{Global, examples};
 use crate::api::NodeStatus;
 use crate::logging;
 use crate::node::{self, Options, autodetect};
@@ -18,6 +18,7 @@ use crate::node::{self, Options, autodetect};
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeVerb {
     /// Run the node daemon in the foreground
+    #[command(after_help = examples::NODE_RUN)]
     Run(RunArgs),
     /// How the daemon of this machine is doing
     Status(StatusArgs),
@@ -42,8 +43,8 @@ pub(super) struct RunArgs {
     /// AS number of this node; the cluster's when not given
     #[arg(long = "as", value_name = "NUMBER")]
     as_number: Option<u32>,
-    /// `none` runs without BGP: policy and local routes only
-    #[arg(long, value_enum, default_value_t = Backend::Bgp)]
+    /// What announces routes: bgp, or none for policy and local routes only
+    #[arg(long, value_enum, default_value_t = Backend::Bgp, hide_possible_values = true)]
     backend: Backend,
     /// Where the daemon keeps what must survive a restart of the machine
     #[arg(long, value_name = "DIR", default_value = "/var/lib/margay")]
@@ -54,8 +55,8 @@ pub(super) struct RunArgs {
     /// Serve Prometheus metrics and health on this TCP address as well as on the socket
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
-    /// Form of the log
-    #[arg(long, value_enum, default_value_t = logging::Style::Text)]
+    /// Form of the log: text, or json with one object a line
+    #[arg(long, value_enum, default_value_t = logging::Style::Text, value_name = "FORM", hide_possible_values = true)]
     log_format: logging::Style,
 }
 
@@ -70,8 +71,15 @@ enum Backend {
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 

@@ -23,8 +23,6 @@ pub enum Format {
     Json,
     /// YAML, which `apply` takes back.
     Yaml,
-    /// `kind/name`, one a line.
-    Name,
 }
 
 /// Writes to standard output; when nobody reads any more the program is done, without a word.
@@ -47,7 +45,7 @@ pub fn emit_structured<T: Serialize>(format: Format, value: &T) -> anyhow::Resul
     match format {
         Format::Json => emit_line(&serde_json::to_string_pretty(value)?),
         Format::Yaml => emit(&to_yaml(value)?),
-        Format::Table | Format::Wide | Format::Name => return Ok(false),
+        Format::Table | Format::Wide => return Ok(false),
     }
     Ok(true)
 }

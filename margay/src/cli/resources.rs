@@ -13,12 +13,12 @@ use clap::{Args, ValueEnum};
 use datastore::Client;
 use datastore::client::{Error, Outcome};
 use policy::manifest::{self, Manifest};
-use policy::resource::{BgpConfigurationSpec, DEFAULT_AS_NUMBER, Kind, Resource};
+use policy::resource::{BgpConfigurationSpec, DEFAULT_AS_NUMBER, Kind, Resource, UnknownKind};
 use serde_json::{Value, json};
 
 use super::Global;
 use super::columns::{self, Context};
-use super::output::{Format, emit, emit_line, to_yaml};
+use super::output::{emit, emit_line, to_yaml};
 
 /// Where documents come from.
 #[derive(Debug, Args)]
@@ -52,8 +52,8 @@ pub(super) struct ValidateArgs {
 #[derive(Debug, Args)]
 pub(super) struct DeleteArgs {
     /// Kind, such as ippool or gnp
-    #[arg(required_unless_present = "files")]
-    kind: Option<String>,
+    #[arg(required_unless_present = "files", value_parser = Kind::parse)]
+    kind: Option<Kind>,
     /// Names
     names: Vec<String>,
     /// Delete what these files name
@@ -72,8 +72,9 @@ pub(super) struct DeleteArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct GetArgs {
-    /// Kind, such as nodes, ippool, gnp, or several with commas
-    kind: String,
+    /// Kind, such as nodes, ippool or gnp; several with commas
+    #[arg(value_parser = kinds)]
+    kind: Kinds,
     /// Names; none means all
     names: Vec<String>,
     /// Namespace
@@ -85,26 +86,58 @@ pub(super) struct GetArgs {
     /// Leave out what belongs to this cluster: uid, resourceVersion, creationTimestamp
     #[arg(long)]
     export: bool,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
+    /// Form of the answer: table, wide, json, yaml, or name for `kind/name`, one a line
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
+    output: GetFormat,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct PatchArgs {
-    /// Kind
-    kind: String,
+    /// Kind, such as node or ippool
+    #[arg(value_parser = Kind::parse)]
+    kind: Kind,
     /// Name
     name: String,
     /// The patch, as JSON
     #[arg(short, long)]
     patch: String,
-    /// How the patch is meant
-    #[arg(short = 't', long = "type", value_enum, default_value_t)]
+    /// How the patch is meant: merge (RFC 7396), json (RFC 6902), or strategic, which is merge for these kinds
+    #[arg(
+        short = 't',
+        long = "type",
+        value_enum,
+        default_value_t,
+        value_name = "TYPE",
+        hide_possible_values = true
+    )]
     kind_of_patch: PatchType,
     /// Namespace
     #[arg(short, long, default_value = "default")]
     namespace: String,
+}
+
+/// The forms of `get`: those of every reading verb, and bare names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum GetFormat {
+    /// Columns that fit a terminal
+    #[default]
+    #[value(alias = "ps")]
+    Table,
+    /// All columns
+    Wide,
+    /// JSON, the stable shape of the API
+    Json,
+    /// YAML, which `apply` takes back
+    Yaml,
+    /// `kind/name`, one a line
+    Name,
 }
 
 /// How a patch is meant.
@@ -121,8 +154,9 @@ pub(super) enum PatchType {
 
 #[derive(Debug, Args)]
 pub(super) struct LabelArgs {
-    /// Kind
-    kind: String,
+    /// Kind, such as node or ippool
+    #[arg(value_parser = Kind::parse)]
+    kind: Kind,
     /// Name
     name: String,
     /// Labels to set (key=value), or to remove (key-)
@@ -137,6 +171,17 @@ pub(super) struct LabelArgs {
     /// Namespace
     #[arg(short, long, default_value = "default")]
     namespace: String,
+}
+
+/// Kinds with commas between them.
+#[derive(Debug, Clone)]
+struct Kinds(Vec<Kind>);
+
+fn kinds(text: &str) -> Result<Kinds, UnknownKind> {
+    text.split(',')
+        .map(Kind::parse)
+        .collect::<Result<_, _>>()
+        .map(Kinds)
 }
 
 /// What a write does about an object that exists, or does not.
@@ -300,8 +345,7 @@ pub(super) async fn write(global: &Global, mode: Mode, args: &WriteArgs) -> anyh
 pub(super) async fn delete(global: &Global, args: &DeleteArgs) -> anyhow::Result<ExitCode> {
     let mut wanted: Vec<(Kind, Option<String>, String)> = Vec::new();
     let mut refused = false;
-    if let Some(kind) = &args.kind {
-        let kind = Kind::parse(kind)?;
+    if let Some(kind) = args.kind {
         anyhow::ensure!(!args.names.is_empty(), "name the {} to delete", kind.name());
         let namespace = kind.namespaced().then(|| args.namespace.clone());
         wanted.extend(
@@ -326,6 +370,10 @@ pub(super) async fn delete(global: &Global, args: &DeleteArgs) -> anyhow::Result
         match client.delete(kind, namespace.as_deref(), &name, None).await {
             Ok(_) => emit_line(&format!("{} deleted", named(kind, namespace.as_deref(), &name))),
             Err(Error::NotFound { .. }) if args.skip_not_exists => {}
+            Err(Error::NotFound { .. }) => {
+                eprintln!("margay: {}", absent(kind, namespace.as_deref(), &name));
+                refused = true;
+            }
             Err(error) => {
                 eprintln!("margay: {error}");
                 refused = true;
@@ -335,12 +383,13 @@ pub(super) async fn delete(global: &Global, args: &DeleteArgs) -> anyhow::Result
     Ok(exit(refused))
 }
 
+/// What is said of an object that was asked for by name.
+fn absent(kind: Kind, namespace: Option<&str>, name: &str) -> String {
+    format!("{} does not exist", named(kind, namespace, name))
+}
+
 pub(super) async fn show(global: &Global, args: &GetArgs) -> anyhow::Result<ExitCode> {
-    let kinds = args
-        .kind
-        .split(',')
-        .map(Kind::parse)
-        .collect::<Result<Vec<_>, _>>()?;
+    let kinds = &args.kind.0;
     anyhow::ensure!(
         kinds.len() == 1 || args.names.is_empty(),
         "names go with one kind, not with several"
@@ -349,48 +398,53 @@ pub(super) async fn show(global: &Global, args: &GetArgs) -> anyhow::Result<Exit
     let mut refused = false;
     let mut all: Vec<Value> = Vec::new();
     for (index, kind) in kinds.iter().enumerate() {
-        let (objects, damaged) = fetch(&client, *kind, args).await?;
-        for (key, reason) in damaged {
-            eprintln!("margay: {key} cannot be understood and is left out: {reason}");
+        let found = fetch(&client, *kind, args).await?;
+        for complaint in &found.complaints {
+            eprintln!("margay: {complaint}");
             refused = true;
         }
-        let objects: Vec<Value> = objects
+        let objects: Vec<Value> = found
+            .objects
             .into_iter()
             .map(|object| if args.export { exported(object) } else { object })
             .collect();
         match args.output {
-            Format::Table | Format::Wide => {
+            GetFormat::Table | GetFormat::Wide => {
                 if index > 0 {
                     emit("\n");
                 }
-                let wide = args.output == Format::Wide;
+                let wide = args.output == GetFormat::Wide;
                 let context = Context {
                     default_as: default_as(&client, *kind).await,
                 };
                 let namespaces = args.all_namespaces && kind.namespaced();
                 emit(&columns::table(*kind, &objects, wide, namespaces, context));
+                if objects.is_empty() && found.complaints.is_empty() {
+                    eprintln!("{}", nothing(*kind, args));
+                }
             }
-            Format::Name => {
+            GetFormat::Name => {
                 for object in &objects {
                     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
                     let name = text("/metadata/name").unwrap_or_default();
                     emit_line(&named(*kind, text("/metadata/namespace"), name));
                 }
             }
-            Format::Json | Format::Yaml => all.extend(objects),
+            GetFormat::Json | GetFormat::Yaml => all.extend(objects),
         }
     }
-    if matches!(args.output, Format::Json | Format::Yaml) {
+    if matches!(args.output, GetFormat::Json | GetFormat::Yaml) {
         // One object that was asked for by name is that object; everything else is a list.
         let single = args.names.len() == 1 && kinds.len() == 1;
         let value = match all.pop() {
             Some(only) if single => only,
+            None if single => return Ok(exit(refused)),
             last => {
                 all.extend(last);
                 json!({"apiVersion": policy::resource::API_VERSION, "kind": "List", "items": all})
             }
         };
-        if args.output == Format::Json {
+        if args.output == GetFormat::Json {
             emit_line(&serde_json::to_string_pretty(&value)?);
         } else {
             emit(&to_yaml(&value)?);
@@ -399,28 +453,49 @@ pub(super) async fn show(global: &Global, args: &GetArgs) -> anyhow::Result<Exit
     Ok(exit(refused))
 }
 
-/// Objects of one kind as JSON, and the keys of those that cannot be understood.
-async fn fetch(
-    client: &Client,
-    kind: Kind,
-    args: &GetArgs,
-) -> anyhow::Result<(Vec<Value>, Vec<(String, String)>)> {
+/// What is said, beside the empty table, when there are no objects.
+fn nothing(kind: Kind, args: &GetArgs) -> String {
+    if kind.namespaced() && !args.all_namespaces {
+        format!(
+            "no {} in namespace {}; -A looks into all namespaces",
+            kind.plural(),
+            args.namespace
+        )
+    } else {
+        format!("no {}", kind.plural())
+    }
+}
+
+/// Objects of one kind.
+#[derive(Debug, Default)]
+struct Found {
+    /// As they are stored.
+    objects: Vec<Value>,
+    /// What is not there or cannot be understood.
+    complaints: Vec<String>,
+}
+
+async fn fetch(client: &Client, kind: Kind, args: &GetArgs) -> anyhow::Result<Found> {
     let namespace = (kind.namespaced() && !args.all_namespaces).then_some(args.namespace.as_str());
     if args.names.is_empty() {
         let listed = client.list(kind, namespace).await?;
-        return Ok((
-            listed.items.iter().map(datastore::Record::to_json).collect(),
-            listed.damaged,
-        ));
+        return Ok(Found {
+            objects: listed.items.iter().map(datastore::Record::to_json).collect(),
+            complaints: listed
+                .damaged
+                .iter()
+                .map(|(key, reason)| format!("{key} cannot be understood and is left out: {reason}"))
+                .collect(),
+        });
     }
-    let mut found = Vec::new();
+    let mut found = Found::default();
     for name in &args.names {
         match client.get(kind, namespace, name).await? {
-            Some(record) => found.push(record.to_json()),
-            None => anyhow::bail!("{} does not exist", named(kind, namespace, name)),
+            Some(record) => found.objects.push(record.to_json()),
+            None => found.complaints.push(absent(kind, namespace, name)),
         }
     }
-    Ok((found, Vec::new()))
+    Ok(found)
 }
 
 async fn default_as(client: &Client, kind: Kind) -> u32 {
@@ -454,13 +529,13 @@ fn exported(mut object: Value) -> Value {
 }
 
 pub(super) async fn patch(global: &Global, args: &PatchArgs) -> anyhow::Result<ExitCode> {
-    let kind = Kind::parse(&args.kind)?;
+    let kind = args.kind;
     let namespace = kind.namespaced().then_some(args.namespace.as_str());
     let patch: Value = serde_json::from_str(&args.patch).context("the patch is not JSON")?;
     let client = Client::new(global.store().await?);
     let name = named(kind, namespace, &args.name);
     let Some(record) = client.get(kind, namespace, &args.name).await? else {
-        anyhow::bail!("{name} does not exist");
+        anyhow::bail!(absent(kind, namespace, &args.name));
     };
     let before = record.to_json();
     let mut after = before.clone();
@@ -514,7 +589,7 @@ fn complaints(object: &Value) -> anyhow::Result<Vec<String>> {
 }
 
 pub(super) async fn label(global: &Global, args: &LabelArgs) -> anyhow::Result<ExitCode> {
-    let kind = Kind::parse(&args.kind)?;
+    let kind = args.kind;
     let namespace = kind.namespaced().then_some(args.namespace.as_str());
     let mut changes: BTreeMap<String, Option<String>> = BTreeMap::new();
     for word in &args.labels {
@@ -535,7 +610,7 @@ pub(super) async fn label(global: &Global, args: &LabelArgs) -> anyhow::Result<E
     let client = Client::new(global.store().await?);
     let name = named(kind, namespace, &args.name);
     let Some(record) = client.get(kind, namespace, &args.name).await? else {
-        anyhow::bail!("{name} does not exist");
+        anyhow::bail!(absent(kind, namespace, &args.name));
     };
     let present = &record.typed.metadata().labels;
     for (key, value) in &changes {

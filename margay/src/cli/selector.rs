@@ -18,8 +18,15 @@ pub(super) struct SelectorArgs {
     /// Labels to try it on
     #[arg(value_name = "LABEL=VALUE")]
     labels: Vec<String>,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 

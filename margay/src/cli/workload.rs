@@ -6,14 +6,15 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::Global;
 use super::bgp::escape;
 use super::output::{Columns, Format, emit, emit_line, emit_structured};
+use super::{Global, examples};
 use crate::api::{AttachRequest, NamedPort, Workload};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum WorkloadVerb {
     /// Give a network namespace an interface, an address, a route and policy
+    #[command(after_help = examples::WORKLOAD_ATTACH)]
     Attach(AttachArgs),
     /// Take it all away again
     Detach(DetachArgs),
@@ -49,8 +50,15 @@ pub(super) struct AttachArgs {
     /// A named port, such as http=TCP:80
     #[arg(long = "port", value_name = "NAME=PROTOCOL:NUMBER")]
     ports: Vec<String>,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 
@@ -68,8 +76,15 @@ pub(super) struct DetachArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
     output: Format,
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use super::topology::{Link, Peer};
@@ -20,7 +20,7 @@ macro_rules! say {
     }};
 }
 
-/// Raise containerlab topologies in private namespaces.
+/// Raise containerlab topologies in private namespaces
 #[derive(Debug, Parser)]
 pub struct Args {
     #[command(subcommand)]
@@ -29,56 +29,72 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Raise the lab that a topology file describes; it stays until `lab down`.
+    #[command(after_help = crate::cli::examples::LAB_UP)]
+    /// Raise the lab that a topology file describes; it stays until `lab down`
     Up {
-        /// A containerlab topology file.
+        /// A containerlab topology file
         file: PathBuf,
-        /// Do not stop at an `exec` or health check that fails.
+        /// Do not stop at an `exec` or health check that fails
         #[arg(long)]
         keep_going: bool,
-        /// Make nodes and links only; run nothing in them.
+        /// Make nodes and links only; run nothing in them
         #[arg(long)]
         bare: bool,
-        /// How to print what was made.
-        #[arg(short, long, value_enum, default_value_t)]
+        /// Form of the answer: table or json
+        #[arg(
+            short,
+            long,
+            value_enum,
+            default_value_t,
+            value_name = "FORM",
+            hide_possible_values = true
+        )]
         output: Output,
     },
-    /// Take a lab down, with everything in it.
+    /// Take a lab down, with everything in it
     Down {
-        /// The lab's name or its topology file; may be left out when only one lab is up.
+        /// The lab's name or its topology file; may be left out when only one lab is up
         lab: Option<String>,
-        /// Take down all labs of this user.
+        /// Take down all labs of this user
         #[arg(long, conflicts_with = "lab")]
         all: bool,
     },
-    /// Run a command in a node.
+    #[command(after_help = crate::cli::examples::LAB_EXEC)]
+    /// Run a command in a node
     Exec {
-        /// The lab's name or its topology file; may be left out when only one lab is up.
+        /// The lab's name or its topology file; may be left out when only one lab is up
         #[arg(short = 't', long = "lab", alias = "topo")]
         lab: Option<String>,
-        /// The node; `node/workload` for a workload's namespace in it.
+        /// The node; `node/workload` for a workload's namespace in it
         node: String,
-        /// Command and arguments; a shell when left out.
+        /// Command and arguments; a shell when left out
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Show nodes, addresses and links.
+    /// Show nodes, addresses and links
     Inspect {
-        /// The lab's name or its topology file; all labs when left out.
+        /// The lab's name or its topology file; all labs when left out
         lab: Option<String>,
-        /// How to print it.
-        #[arg(short, long, value_enum, default_value_t)]
+        /// Form of the answer: table or json
+        #[arg(
+            short,
+            long,
+            value_enum,
+            default_value_t,
+            value_name = "FORM",
+            hide_possible_values = true
+        )]
         output: Output,
     },
 }
 
-/// Output formats.
+/// Forms of the answer
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum Output {
-    /// For people.
+    /// For people
     #[default]
     Table,
-    /// For programs; the shape is stable.
+    /// For programs; the shape is stable
     Json,
 }
 
@@ -310,7 +326,9 @@ fn print(labs: &[Inspection], output: Output) -> anyhow::Result<()> {
     for lab in labs {
         say!("lab {} ({}), holder {}", lab.name, lab.file.display(), lab.holder);
         let mut table = Table::new();
-        table.load_style(presets::NOTHING);
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(["NODE", "KIND", "PID", "INTERFACES", "ADDRESSES"]);
         for node in &lab.nodes {
             let shown: Vec<&Interface> = node
@@ -329,7 +347,12 @@ fn print(labs: &[Inspection], output: Output) -> anyhow::Result<()> {
                 addresses.join("\n"),
             ]);
         }
-        say!("{table}");
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        for line in table.lines() {
+            say!("{}", line.trim_end());
+        }
         let links: Vec<String> = lab.links.iter().map(link_text).collect();
         say!(
             "links: {}\n",

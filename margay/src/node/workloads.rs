@@ -370,7 +370,7 @@ impl Daemon {
         let (num4, num6) = (count(false), count(true));
         if num4 + num6 == 0 {
             return Err(WorkloadError::Conflict(
-                "there is no IPPool to take an address from; apply one first, such as examples/01-single-host/pool.yaml"
+                "there is no IPPool to take an address from; apply one first, such as examples/01-single-host/resources.yaml"
                     .into(),
             ));
         }

@@ -1,0 +1,131 @@
+//! Examples at the end of `--help`: what people type first. The words of each are tried by a test, so none of them can
+//! become one that does not exist.
+
+use policy::resource::Kind;
+
+pub(crate) const TOP: &str = "\
+Try it, without touching this machine's network:
+  margay demo
+
+Start on one host:
+  margay node run                              the daemon, in the foreground
+  margay apply -f examples/01-single-host      pools and policy
+  margay workload attach web --netns web       a network namespace gets an address
+  margay explain --from client --to web --port 80
+
+Exit status: 0 done; 1 refused, failed or answered with no; 2 the command line was not understood";
+
+pub(super) const APPLY: &str = "\
+Examples:
+  margay apply -f policy.yaml
+  margay apply -R -f manifests/
+  margay get gnp -o yaml --export | margay apply -f -
+
+Every document stands for itself: one that is wrong is reported as file:line:column and field, the others are applied.";
+
+pub(super) const DELETE: &str = "\
+Examples:
+  margay delete networkpolicy web -n shop
+  margay delete -f policy.yaml --skip-not-exists";
+
+const GET: &str = "\
+Examples:
+  margay get nodes -o wide
+  margay get np,gnp -A
+  margay get ippool default -o yaml --export";
+
+pub(super) const PATCH: &str = r#"Examples:
+  margay patch ippool default -p '{"spec": {"disabled": true}}'
+  margay patch np web --type json -p '[{"op": "remove", "path": "/spec/order"}]'"#;
+
+pub(super) const LABEL: &str = "\
+Examples:
+  margay label node host1 rack=a
+  margay label node host1 rack=b --overwrite
+  margay label node host1 rack-";
+
+pub(super) const VALIDATE: &str = "\
+Examples:
+  margay validate -f policy.yaml
+  margay validate -R -f manifests/
+
+Nothing is read from the datastore and no daemon is needed.";
+
+pub(super) const EXPLAIN: &str = "\
+Examples:
+  margay explain --from client --to web --port 80
+  margay explain --from shop/front --to 203.0.113.7 --proto udp --port 53
+  margay explain --from client --to web --proto icmp --icmp 8
+  margay explain --from client --to web --port 22 --check || echo closed
+
+The answer comes from the policies in the datastore, which the rules in the kernel are made of; no packet is sent.";
+
+pub(super) const SELECTOR: &str = r#"Examples:
+  margay selector 'role == "web" && has(env)' role=web env=prod
+  margay selector 'role in {"web", "app"}' role=db -o json"#;
+
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  margay completions bash > /usr/share/bash-completion/completions/margay
+  source <(margay completions zsh)";
+
+pub(super) const NODE_RUN: &str = "\
+Examples:
+  margay node run
+  margay node run --name host1 --ip 192.0.2.1/24 --as 65001
+  margay node run --backend none --log-format json
+
+It needs CAP_NET_ADMIN, CAP_NET_BIND_SERVICE for the BGP port, and CAP_SYS_ADMIN to enter the namespaces of workloads.
+When it stops, however it stops, the kernel keeps routes and policy; `margay node cleanup` takes them away.";
+
+pub(super) const WORKLOAD_ATTACH: &str = "\
+Examples:
+  ip netns add web && margay workload attach web --netns web --label role=web
+  margay workload attach db --netns 4711 --ip 10.66.0.10 --port pg=TCP:5432
+
+It returns when policy and routes are in the kernel: the workload's first packet finds them there.";
+
+pub(super) const BGP_ROUTES: &str = "\
+Examples:
+  margay bgp routes
+  margay bgp routes all 10.65.0.7              the routes that cover an address
+  margay bgp routes advertised --peer 10.0.1.1";
+
+pub(super) const IPAM_SHOW: &str = "\
+Examples:
+  margay ipam show --show-blocks
+  margay ipam show --ip 10.66.0.10";
+
+pub(crate) const LAB_UP: &str = "\
+Examples:
+  margay lab up examples/03-tor-ebgp/tor.clab.yml
+  TOR=frr margay lab up examples/03-tor-ebgp/tor.clab.yml";
+
+pub(crate) const LAB_EXEC: &str = "\
+Examples:
+  margay lab exec host1                        a shell in host1
+  margay lab exec host1 -- margay bgp summary
+  margay lab exec -t tor host1/web1 -- ping -c 1 203.0.113.1";
+
+/// What stands below the options of `get`.
+pub(super) fn get() -> String {
+    let name = |kind: &Kind| {
+        let name = kind.name().to_lowercase();
+        match kind.aliases().first() {
+            Some(alias) => format!("{name} ({alias})"),
+            None => name,
+        }
+    };
+    let names: Vec<String> = Kind::all().iter().map(name).collect();
+    let mut text = format!("{GET}\n\nKinds and their short names:\n");
+    // Down the columns, as `ls` does.
+    let rows = names.len().div_ceil(2);
+    for (left, right) in names
+        .iter()
+        .zip(names.iter().skip(rows).map(String::as_str).chain([""]))
+    {
+        text.push_str(format!("  {left:<38}  {right}").trim_end());
+        text.push('\n');
+    }
+    text
+}
