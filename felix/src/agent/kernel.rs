@@ -27,6 +27,10 @@ pub(super) struct Kernel {
     neighbours: BTreeMap<(String, IpAddr), Neighbour>,
     /// Interfaces whose sysctls were looked at since they appeared.
     tuned: BTreeSet<String>,
+    /// Interfaces that were tuned once and are to be looked at again: what differs there is a repair.
+    doubted: BTreeSet<String>,
+    /// The same of forwarding.
+    doubted_forwarding: (bool, bool),
     /// Families for which forwarding was seen to.
     forwarding: (bool, bool),
     /// The gateway address is on `lo`, as far as we know.
@@ -45,6 +49,8 @@ impl Kernel {
             links: Links::new(),
             neighbours: BTreeMap::new(),
             tuned: BTreeSet::new(),
+            doubted: BTreeSet::new(),
+            doubted_forwarding: (false, false),
             forwarding: (false, false),
             gateway: false,
             counters: Counters::default(),
@@ -112,6 +118,7 @@ impl Kernel {
             self.neighbours.retain(|_, entry| entry.index != link.index);
         }
         self.tuned.remove(&link.name);
+        self.doubted.remove(&link.name);
         self.routes.interface_changed(&link.name);
         true
     }
@@ -126,6 +133,7 @@ impl Kernel {
             self.links.remove(&link.name);
         }
         self.tuned.remove(&link.name);
+        self.doubted.remove(&link.name);
         self.neighbours.retain(|_, entry| entry.index != link.index);
         self.routes.interface_down(link.index);
         self.routes.interface_changed(&link.name);
@@ -152,30 +160,36 @@ impl Kernel {
             let (has4, has6) = self.forwarding;
             if ipv6 && !has6 {
                 let keep = sysctl::keep_router_advertisements(&config.interface_prefix);
-                self.enforce(&keep);
+                self.enforce(&keep, self.doubted_forwarding.1);
             }
-            self.enforce(&sysctl::of_host(ipv4 && !has4, ipv6 && !has6));
+            self.enforce(&sysctl::of_host(ipv4 && !has4, false), self.doubted_forwarding.0);
+            self.enforce(&sysctl::of_host(false, ipv6 && !has6), self.doubted_forwarding.1);
             self.forwarding = (has4 || ipv4, has6 || ipv6);
         }
         for interface in interfaces {
             if self.links.contains_key(interface) && !self.tuned.contains(interface) {
-                self.enforce(&sysctl::of_workload_interface(interface));
+                let again = self.doubted.contains(interface);
+                self.enforce(&sysctl::of_workload_interface(interface), again);
                 self.tuned.insert(interface.clone());
             }
         }
     }
 
-    fn enforce(&mut self, settings: &[sysctl::Setting]) {
+    /// Writes what differs. It is a repair if it had been written before; `again` says so.
+    fn enforce(&mut self, settings: &[sysctl::Setting], again: bool) {
         match sysctl::enforce(settings) {
-            Ok(written) => self.counters.sysctl_repairs += written.len() as u64,
+            Ok(written) if again => self.counters.sysctl_repairs += written.len() as u64,
+            Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot write a sysctl"),
         }
     }
 
     /// Everything that was taken for granted is looked at again.
     pub(super) fn doubt(&mut self) {
-        self.tuned.clear();
-        self.forwarding = (false, false);
+        self.doubted.append(&mut self.tuned);
+        let (ipv4, ipv6) = std::mem::take(&mut self.forwarding);
+        self.doubted_forwarding.0 |= ipv4;
+        self.doubted_forwarding.1 |= ipv6;
         self.gateway = false;
     }
 

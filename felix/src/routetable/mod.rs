@@ -465,6 +465,11 @@ pub fn dump(rtnl: &mut Rtnl) -> Result<Vec<RouteNetlinkMessage>, Error> {
     for request in kernel::dump_requests() {
         found.extend(rtnl.dump(request)?);
     }
+    // The request names our protocol, but a kernel without strict checking of dumps gives everybody's routes.
+    found.retain(|message| {
+        matches!(message, RouteNetlinkMessage::NewRoute(route)
+            if u8::from(route.header.protocol) == ROUTE_PROTOCOL)
+    });
     Ok(found)
 }
 
