@@ -326,6 +326,8 @@ async fn a_graceful_end_leaves_the_routes_in_place_until_the_next_process_repeat
 
     pair.two_config.graceful_restart.restarting = true;
     let (two, mut two_events) = spawn(pair.two_config.clone()).unwrap();
+    // In sync with its peers, and nobody has said yet what it originates: its End-of-RIB has to wait for that.
+    event(&mut two_events, |e| (*e == Event::InitialSync).then_some(())).await;
     two.set_originated(originate(&["10.2.0.1/32"])).await.unwrap();
     // The only change ever told is the route that was not repeated.
     let told = changes(&mut pair.one_events).await;
@@ -336,7 +338,6 @@ async fn a_graceful_end_leaves_the_routes_in_place_until_the_next_process_repeat
             next_hops: Vec::new()
         }]
     );
-    event(&mut two_events, |e| (*e == Event::InitialSync).then_some(())).await;
     let routes = pair.one.routes(RouteQuery::default()).await.unwrap();
     assert!(routes.len() == 1 && !routes[0].stale, "{routes:#?}");
 }

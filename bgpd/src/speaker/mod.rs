@@ -105,7 +105,8 @@ pub struct Speaker {
     peers: BTreeMap<PeerIndex, Peer>,
     next_index: PeerIndex,
     originated: BTreeMap<Prefix, OriginAttributes>,
-    originated_once: bool,
+    /// Our own prefixes were declared, or waiting for that has ended.
+    declared: bool,
     in_sync: bool,
     sync_deadline: Instant,
     orders: VecDeque<Order>,
@@ -129,7 +130,7 @@ impl Speaker {
             peers: BTreeMap::new(),
             next_index: LOCAL + 1,
             originated: BTreeMap::new(),
-            originated_once: false,
+            declared: false,
             in_sync: false,
             sync_deadline: now + config.initial_sync_cap,
             orders: VecDeque::new(),
@@ -370,7 +371,7 @@ impl Speaker {
             }
         }
         self.originated = wanted;
-        self.originated_once = true;
+        self.declared = true;
         self.check_sync(now);
     }
 
@@ -473,12 +474,13 @@ impl Speaker {
         for (index, family) in due {
             self.refresh(index, family, now);
         }
+        self.declared |= now >= self.sync_deadline;
         self.check_sync(now);
     }
 
     /// When [`Speaker::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let sync = (!self.in_sync).then_some(self.sync_deadline);
+        let sync = (!self.in_sync || self.awaits_declaration()).then_some(self.sync_deadline);
         let peers = self.peers.values().flat_map(|peer| {
             let refresh = peer.refreshed.filter(|_| !peer.refresh_waits.is_empty());
             [peer.stale_until, refresh.map(|at| at + REFRESH_INTERVAL)]

@@ -138,16 +138,22 @@ impl Speaker {
         }
     }
 
-    /// Whether our End-of-RIB must wait.
+    /// Whether our End-of-RIB must wait: for the peers' tables, and for our own prefixes. Being in sync says nothing about
+    /// the second: peers may be quicker than the program that knows what we originate.
     pub(super) fn holds_end_of_rib(&self) -> bool {
-        if !self.config.graceful_restart.restarting || self.in_sync {
+        if !self.config.graceful_restart.restarting {
             return false;
         }
         let waits = self
             .peers
             .values()
             .any(|peer| matches!(peer.sync, Sync::Awaited | Sync::Receiving { restarting: false }));
-        waits || !self.originated_once
+        (waits && !self.in_sync) || self.awaits_declaration()
+    }
+
+    /// Whether we restart, and nobody has said yet what we originate.
+    pub(super) fn awaits_declaration(&self) -> bool {
+        self.config.graceful_restart.restarting && !self.declared
     }
 
     /// Tells [`Event::InitialSync`] when it is time.

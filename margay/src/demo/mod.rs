@@ -9,6 +9,7 @@ mod files;
 mod matrix;
 mod rack;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -121,17 +122,19 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let seconds = started.elapsed().as_secs_f32();
     if let Err(error) = &told {
         emit_line(&format!("\n  FAIL {error:#}"));
+    }
+    if told.is_err() || !claims.broken.is_empty() {
         emit(&indent(&rack.logs()));
     }
     if args.keep {
         emit(&rack.how_to_look_around());
         rack.keep();
     } else {
-        let name = rack.name().to_owned();
+        let holder = PathBuf::from(format!("/proc/{}", rack.holder()));
         rack.lower()?;
         claims.claim(
-            !crate::lab::Lab::names()?.contains(&name),
-            "everything is taken down again",
+            !holder.exists(),
+            "everything is taken down again: processes, interfaces, mounts, files",
         );
     }
     told?;

@@ -51,6 +51,14 @@ pub(super) fn port_of(role: &str) -> u16 {
     if role == "db" { 5432 } else { 80 }
 }
 
+/// Lines of each log that are shown when something went wrong.
+const LOG_LINES: usize = 15;
+
+/// Where the router's output is, inside its node.
+fn router_log() -> String {
+    format!("{}/{}", crate::lab::LAB_DIR, crate::lab::LOG_NAME)
+}
+
 /// Address of each host towards the router, IPv4 and IPv6.
 fn uplinks(host: &str) -> [String; 2] {
     let number = host.trim_start_matches("host");
@@ -144,8 +152,13 @@ impl Rack {
         Ok(())
     }
 
-    pub(super) fn name(&self) -> &str {
+    fn name(&self) -> &str {
         &self.lab.state().lab
+    }
+
+    /// The process that the whole lab hangs on.
+    pub(super) fn holder(&self) -> i32 {
+        self.lab.state().holder
     }
 
     fn node(&self, name: &str) -> anyhow::Result<Node> {
@@ -431,14 +444,25 @@ impl Rack {
         Ok(true)
     }
 
-    /// The ends of the daemons' logs, for when something went wrong.
+    /// The ends of all logs, for when something went wrong.
     pub(super) fn logs(&self) -> String {
         let mut text = String::new();
-        for host in HOSTS {
-            let log = std::fs::read_to_string(self.logs.join(format!("{host}.log"))).unwrap_or_default();
+        let router = self
+            .node("tor")
+            .and_then(|node| Ok(node.run(&["cat", &router_log()])?));
+        let hosts = HOSTS.map(|host| {
+            (
+                host,
+                std::fs::read_to_string(self.logs.join(format!("{host}.log"))),
+            )
+        });
+        let logs = hosts
+            .into_iter()
+            .map(|(host, log)| (host, log.unwrap_or_default()));
+        for (node, log) in logs.chain([("tor", router.unwrap_or_default())]) {
             let lines: Vec<&str> = log.lines().collect();
-            text.push_str(&format!("--- the daemon of {host} said last:\n"));
-            for line in lines.iter().skip(lines.len().saturating_sub(15)) {
+            text.push_str(&format!("--- the log of {node} ends so:\n"));
+            for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES)) {
                 text.push_str(line);
                 text.push('\n');
             }

@@ -280,7 +280,11 @@ impl Daemon {
         let mut running: Option<SpeakerConfig> = None;
         let mut speaker_events: Option<mpsc::Receiver<Event>> = None;
         let mut advertise = self.agent.advertise();
+        let mut agent = self.agent.changed();
         let mut synced = false;
+        // Whether the agent has told a complete set of what this node has. Before that, a restarted speaker that said
+        // "this is all" would make its peers forget what they kept for it.
+        let mut settled = false;
         loop {
             tokio::select! {
                 update = mirror.next() => {
@@ -296,7 +300,9 @@ impl Daemon {
                     }
                     if synced && (matters || first_sync) {
                         self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
-                        self.originate(&cluster, &mut advertise).await;
+                        if settled {
+                            self.originate(&cluster, &mut advertise).await;
+                        }
                     }
                 }
                 event = next_event(&mut speaker_events) => match event {
@@ -307,9 +313,17 @@ impl Daemon {
                         self.speaker.store(None);
                     }
                 },
-                changed = advertise.changed() => {
+                changed = advertise.changed(), if settled => {
                     changed.context("the agent has stopped")?;
                     self.originate(&cluster, &mut advertise).await;
+                }
+                changed = agent.changed(), if !settled => {
+                    changed.context("the agent has stopped")?;
+                    let status = self.agent.status();
+                    if status.in_sync && status.applied {
+                        settled = true;
+                        self.originate(&cluster, &mut advertise).await;
+                    }
                 }
             }
         }
