@@ -46,9 +46,6 @@ pub(super) struct RunArgs {
     /// What announces routes: bgp, or none for policy and local routes only
     #[arg(long, value_enum, default_value_t = Backend::Bgp, hide_possible_values = true)]
     backend: Backend,
-    /// Where the daemon keeps what must survive a restart of the machine
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/margay")]
-    state_dir: PathBuf,
     /// Where TCP-MD5 keys are, as DIR/<secret>/<key>
     #[arg(long, value_name = "DIR", default_value = "/etc/margay/secrets")]
     secrets_dir: PathBuf,
@@ -132,7 +129,6 @@ pub(super) fn run_daemon(global: &Global, args: &RunArgs) -> anyhow::Result<Exit
         bgp: args.backend == Backend::Bgp,
         datastore: global.datastore.clone(),
         socket: global.socket.clone(),
-        state_dir: args.state_dir.clone(),
         secrets_dir: args.secrets_dir.clone(),
         metrics_listen: args.metrics_listen,
     };

@@ -67,8 +67,6 @@ pub struct Options {
     pub datastore: String,
     /// Where to listen for the command line.
     pub socket: PathBuf,
-    /// What must survive a restart of the machine.
-    pub state_dir: PathBuf,
     /// Where TCP-MD5 keys are.
     pub secrets_dir: PathBuf,
     /// Where to serve metrics and health over TCP.

@@ -123,15 +123,17 @@ fn object(node: &Node, shape: &ObjectShape, path: &Path, found: &mut Found) {
     let Data::Object(members) = &node.data else { return };
     for member in members {
         let path = path.key(&member.key);
+        let without_effect = shape.not_honoured.contains(&member.key.as_str());
+        if without_effect {
+            found.not_honoured.push((member.key_at, path.clone()));
+        }
         if let Some(field) = shape.field(&member.key) {
             if field.required && matches!(member.value.data, Data::Null) {
                 found.misfit(member.key_at, &path, "the value is missing", None);
             } else {
                 check(&member.value, (field.shape)(), &path, found);
             }
-        } else if shape.not_honoured.contains(&member.key.as_str()) {
-            found.not_honoured.push((member.key_at, path));
-        } else {
+        } else if !without_effect {
             let known = shape
                 .fields
                 .iter()

@@ -164,8 +164,42 @@ api_object! {
     }
 }
 
-/// Fields of Calico's FelixConfiguration that are accepted and kept but change nothing here.
+/// Fields of Calico's FelixConfiguration that are accepted and kept but change nothing here. Those of them that have a
+/// type above are checked all the same: they are next.
 pub const NOT_HONOURED: &[&str] = &[
+    "deviceRouteProtocol",
+    "deviceRouteSourceAddress",
+    "deviceRouteSourceAddressIPv6",
+    "disableConntrackInvalidCheck",
+    "externalNodesList",
+    "failsafeInboundHostPorts",
+    "failsafeOutboundHostPorts",
+    "floatingIPs",
+    "healthEnabled",
+    "healthHost",
+    "healthPort",
+    "interfacePrefix",
+    "interfaceRefreshInterval",
+    "iptablesFilterDenyAction",
+    "ipv4NormalRoutePriority",
+    "ipv6NormalRoutePriority",
+    "ipv6Support",
+    "logPrefix",
+    "logSeverityScreen",
+    "natOutgoingAddress",
+    "natOutgoingExclusions",
+    "natPortRange",
+    "netlinkTimeout",
+    "nftablesFilterAllowAction",
+    "nftablesFilterDenyAction",
+    "nftablesRefreshInterval",
+    "prometheusMetricsEnabled",
+    "prometheusMetricsHost",
+    "prometheusMetricsPort",
+    "removeExternalRoutes",
+    "reportingInterval",
+    "routeRefreshInterval",
+    "routeSource",
     "allowIPIPPacketsFromWorkloads",
     "allowVXLANPacketsFromWorkloads",
     "awsSrcDstCheck",
@@ -320,7 +354,9 @@ pub const NOT_HONOURED: &[&str] = &[
 
 impl FelixConfigurationSpec {
     /// Names of present fields that have no effect here, for the report to the user.
-    pub fn not_honoured(&self) -> Vec<&str> {
-        self.other.keys().map(String::as_str).collect()
+    pub fn not_honoured(&self) -> Vec<&'static str> {
+        let written = serde_json::to_value(self).unwrap_or_default();
+        let present = |name: &&&str| written.get(**name).is_some_and(|value| !value.is_null());
+        NOT_HONOURED.iter().filter(present).copied().collect()
     }
 }
