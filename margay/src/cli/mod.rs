@@ -123,6 +123,11 @@ enum Verb {
     Version,
 }
 
+/// The tree of verbs, for what is generated from it: completions and the reference.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the program with these words and returns its exit status.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(words) {
@@ -149,7 +154,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Lab(args) => lab::cli::run(args),
         Verb::Probe(verb) => probe::run(&verb),
         Verb::Demo(args) => demo::run(&args),
-        Verb::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Verb::Completions(args) => completions::run(&args, &mut command()),
         Verb::Version => {
             output::emit_line(&format!("margay {}", env!("CARGO_PKG_VERSION")));
             Ok(ExitCode::SUCCESS)

@@ -13,12 +13,15 @@ use clap::{Args, ValueEnum};
 use datastore::Client;
 use datastore::client::{Error, Outcome};
 use policy::manifest::{self, Manifest};
-use policy::resource::{BgpConfigurationSpec, DEFAULT_AS_NUMBER, Kind, Resource, UnknownKind};
+use policy::resource::{BgpConfigurationSpec, DEFAULT_AS_NUMBER, Kind, Resource, SOURCE_ANNOTATION};
 use serde_json::{Value, json};
 
 use super::Global;
 use super::columns::{self, Context};
 use super::output::{emit, emit_line, to_yaml};
+
+/// How standard input is called where a file has its name.
+const STDIN: &str = "<stdin>";
 
 /// Where documents come from.
 #[derive(Debug, Args)]
@@ -52,7 +55,7 @@ pub(super) struct ValidateArgs {
 #[derive(Debug, Args)]
 pub(super) struct DeleteArgs {
     /// Kind, such as ippool or gnp
-    #[arg(required_unless_present = "files", value_parser = Kind::parse)]
+    #[arg(required_unless_present = "files", value_parser = kind)]
     kind: Option<Kind>,
     /// Names
     names: Vec<String>,
@@ -101,7 +104,7 @@ pub(super) struct GetArgs {
 #[derive(Debug, Args)]
 pub(super) struct PatchArgs {
     /// Kind, such as node or ippool
-    #[arg(value_parser = Kind::parse)]
+    #[arg(value_parser = kind)]
     kind: Kind,
     /// Name
     name: String,
@@ -155,7 +158,7 @@ pub(super) enum PatchType {
 #[derive(Debug, Args)]
 pub(super) struct LabelArgs {
     /// Kind, such as node or ippool
-    #[arg(value_parser = Kind::parse)]
+    #[arg(value_parser = kind)]
     kind: Kind,
     /// Name
     name: String,
@@ -177,11 +180,12 @@ pub(super) struct LabelArgs {
 #[derive(Debug, Clone)]
 struct Kinds(Vec<Kind>);
 
-fn kinds(text: &str) -> Result<Kinds, UnknownKind> {
-    text.split(',')
-        .map(Kind::parse)
-        .collect::<Result<_, _>>()
-        .map(Kinds)
+fn kinds(text: &str) -> Result<Kinds, String> {
+    text.split(',').map(kind).collect::<Result<_, _>>().map(Kinds)
+}
+
+fn kind(text: &str) -> Result<Kind, String> {
+    Kind::parse(text).map_err(|error| format!("{error}; `margay get --help` lists the kinds"))
 }
 
 /// What a write does about an object that exists, or does not.
@@ -219,7 +223,7 @@ fn texts(files: &[PathBuf], recursive: bool) -> anyhow::Result<Vec<(String, Stri
             std::io::stdin()
                 .read_to_string(&mut text)
                 .context("cannot read standard input")?;
-            found.push(("<stdin>".to_owned(), text));
+            found.push((STDIN.to_owned(), text));
         } else if file.is_dir() {
             let mut inside = Vec::new();
             documents(file, recursive, &mut inside)?;
@@ -307,7 +311,7 @@ pub(super) async fn write(global: &Global, mode: Mode, args: &WriteArgs) -> anyh
     }
     let client = Client::new(global.store().await?);
     for mut manifest in manifests {
-        manifest.annotate();
+        note_source(&client, &mut manifest).await?;
         let name = display(&manifest.resource);
         let place = format!("{}:{}", manifest.origin.file, manifest.origin.line);
         let done = match mode {
@@ -340,6 +344,39 @@ pub(super) async fn write(global: &Global, mode: Mode, args: &WriteArgs) -> anyh
         }
     }
     Ok(exit(refused))
+}
+
+/// Notes on the object where its document stands. A pipe is no place that anybody could look at: what comes through
+/// one keeps the place that it names itself, or that the same object in the store has.
+async fn note_source(client: &Client, manifest: &mut Manifest) -> anyhow::Result<()> {
+    if manifest.origin.file != STDIN {
+        manifest.annotate();
+        return Ok(());
+    }
+    let noted = |resource: &Resource| {
+        let annotations = &resource.metadata().annotations;
+        annotations.get(SOURCE_ANNOTATION).cloned()
+    };
+    if noted(&manifest.resource).is_some() {
+        return Ok(());
+    }
+    let metadata = manifest.resource.metadata();
+    let stored = client
+        .get(
+            manifest.resource.kind(),
+            metadata.namespace.as_deref(),
+            &metadata.name,
+        )
+        .await?;
+    let same = stored.filter(|stored| exported(stored.to_json()) == exported(manifest.resource.to_json()));
+    match same.and_then(|stored| noted(&stored.typed)) {
+        None => manifest.annotate(),
+        Some(place) => {
+            let annotations = &mut manifest.resource.metadata_mut().annotations;
+            annotations.insert(SOURCE_ANNOTATION.to_owned(), place);
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn delete(global: &Global, args: &DeleteArgs) -> anyhow::Result<ExitCode> {
@@ -519,7 +556,7 @@ fn exported(mut object: Value) -> Value {
             metadata.remove(field);
         }
         if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.remove(policy::resource::SOURCE_ANNOTATION);
+            annotations.remove(SOURCE_ANNOTATION);
             if annotations.is_empty() {
                 metadata.remove("annotations");
             }
