@@ -31,7 +31,8 @@ pub struct SpeakerConfig {
     /// Paths count as equal up to and including the eBGP-over-iBGP step; AS_PATHs need the same length, not the same content.
     pub multipath: usize,
     /// How long [`Event::InitialSync`](crate::Event::InitialSync) may wait for peers that came up but have not sent End-of-RIB,
-    /// or that have neither come up nor refused.
+    /// or that have neither come up nor refused. After a restart it waits for all peers, up to
+    /// [`GracefulRestart::restart_time`], and this is how long our own End-of-RIB may be held.
     pub initial_sync_cap: Duration,
     /// The peers; names and addresses are unique.
     pub peers: Vec<PeerConfig>,

@@ -304,6 +304,33 @@ fn a_killed_process_costs_no_route_anywhere_in_the_network() {
 }
 
 #[test]
+fn after_a_restart_a_peer_that_refuses_at_first_is_waited_for() {
+    let mut graph = Graph::new(12, 2, &[(0, 1)]);
+    graph.world.run(15 * SECOND);
+    let told = graph.world.node(1).fib.clone();
+    assert_eq!(told.len(), 1);
+    graph.world.kill(1);
+    graph.world.kill(0);
+    graph.world.start(1, true);
+    graph.world.run(60 * SECOND);
+    assert!(!graph.world.node(1).in_sync, "the peer has refused so far");
+    assert_eq!(graph.world.node(1).fib, told);
+    graph.world.start(0, true);
+    graph.world.run(30 * SECOND);
+    assert!(graph.world.node(1).in_sync);
+    graph.assert_converged();
+    // One that never comes is not waited for without end, and what it told is gone then.
+    graph.world.kill(1);
+    graph.world.kill(0);
+    graph.world.start(1, true);
+    graph.world.run(119 * SECOND);
+    assert_eq!(graph.world.node(1).fib, told);
+    graph.world.run(2 * SECOND);
+    assert!(graph.world.node(1).in_sync);
+    assert_eq!(graph.world.node(1).fib.len(), 0);
+}
+
+#[test]
 fn a_peer_that_never_returns_is_dropped_when_its_restart_time_is_over() {
     let mut graph = Graph::new(9, 2, &[(0, 1)]);
     graph.world.run(15 * SECOND);

@@ -105,10 +105,13 @@ pub struct Speaker {
     peers: BTreeMap<PeerIndex, Peer>,
     next_index: PeerIndex,
     originated: BTreeMap<Prefix, OriginAttributes>,
-    /// Our own prefixes were declared, or waiting for that has ended.
+    /// Our own prefixes were declared.
     declared: bool,
     in_sync: bool,
     sync_deadline: Instant,
+    /// Our End-of-RIB is held no longer than this after a restart, and whether that time is over.
+    hold_deadline: Instant,
+    hold_over: bool,
     orders: VecDeque<Order>,
     events: VecDeque<Event>,
     /// Route changes not yet taken, by prefix: a slow reader costs one entry a prefix.
@@ -125,6 +128,11 @@ pub(crate) fn at(family: Family) -> usize {
 impl Speaker {
     /// A speaker whose peers are about to be spawned: drain [`Speaker::poll_order`].
     pub fn new(config: SpeakerConfig, now: Instant, seed: u64) -> Self {
+        let cap = config.initial_sync_cap;
+        let patience = match &config.graceful_restart {
+            restart if restart.restarting => restart.restart_time.max(cap),
+            _ => cap,
+        };
         let mut speaker = Self {
             rib: Rib::new(config.multipath, seed),
             peers: BTreeMap::new(),
@@ -132,7 +140,9 @@ impl Speaker {
             originated: BTreeMap::new(),
             declared: false,
             in_sync: false,
-            sync_deadline: now + config.initial_sync_cap,
+            sync_deadline: now + patience,
+            hold_deadline: now + cap,
+            hold_over: false,
             orders: VecDeque::new(),
             events: VecDeque::new(),
             routes: BTreeMap::new(),
@@ -388,7 +398,7 @@ impl Speaker {
             SessionEvent::AttemptFailed { reason } => {
                 if let Some(peer) = self.peers.get_mut(&index) {
                     peer.last_error = Some(reason);
-                    peer.sync = Sync::Done;
+                    peer.sync.fail();
                 }
             }
             SessionEvent::EndOfRib(family) => self.end_of_rib(index, family),
@@ -474,18 +484,18 @@ impl Speaker {
         for (index, family) in due {
             self.refresh(index, family, now);
         }
-        self.declared |= now >= self.sync_deadline;
         self.check_sync(now);
     }
 
     /// When [`Speaker::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let sync = (!self.in_sync || self.awaits_declaration()).then_some(self.sync_deadline);
+        let hold = (!self.hold_over).then_some(self.hold_deadline);
+        let sync = (!self.in_sync).then_some(self.sync_deadline);
         let peers = self.peers.values().flat_map(|peer| {
             let refresh = peer.refreshed.filter(|_| !peer.refresh_waits.is_empty());
             [peer.stale_until, refresh.map(|at| at + REFRESH_INTERVAL)]
         });
-        peers.chain([sync]).flatten().min()
+        peers.chain([hold, sync]).flatten().min()
     }
 
     // --- outputs -----------------------------------------------------------------------------------------------------

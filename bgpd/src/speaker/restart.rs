@@ -7,7 +7,12 @@
 //! removes what is left over at [`Event::InitialSync`]. What must wait is our End-of-RIB: peers drop what we have not repeated by
 //! then, and a reflector repeats what *it* has to learn first. So it is held until every peer that came up has sent its own
 //! (a restarting one does not count: it may be waiting for us), and our own prefixes are declared. A peer that
-//! refuses TCP is not waited for, and nobody for longer than the cap.
+//! refuses TCP does not hold it, and nobody for longer than the cap.
+//!
+//! [`Event::InitialSync`] is more patient after a restart than after a start. A peer may refuse us at first, because it
+//! has just lost the session with our predecessor and pauses before the next, and what it told the predecessor is in use
+//! all the while. So then every peer is waited for, as long as we ask our peers to wait for us (RFC 4724 §4.1,
+//! Selection_Deferral_Timer). Where nothing is left over, nothing is lost by being quick, and a refusal counts.
 
 use std::time::Instant;
 
@@ -27,8 +32,19 @@ pub(super) enum Sync {
         /// It restarts itself.
         restarting: bool,
     },
+    /// It refused, or was lost before it had sent everything. Waited for only where something of an earlier life is in use.
+    Failed,
     /// Not waited for any more.
     Done,
+}
+
+impl Sync {
+    /// An attempt failed, or a session ended.
+    pub(super) fn fail(&mut self) {
+        if *self != Self::Done {
+            *self = Self::Failed;
+        }
+    }
 }
 
 impl Speaker {
@@ -63,7 +79,7 @@ impl Speaker {
         };
         let session = peer.session.take();
         peer.last_error = Some(reason.to_owned());
-        peer.sync = Sync::Done;
+        peer.sync.fail();
         peer.refused.clear();
         peer.refused_beyond = 0;
         peer.refresh_waits.clear();
@@ -141,27 +157,28 @@ impl Speaker {
     /// Whether our End-of-RIB must wait: for the peers' tables, and for our own prefixes. Being in sync says nothing about
     /// the second: peers may be quicker than the program that knows what we originate.
     pub(super) fn holds_end_of_rib(&self) -> bool {
-        if !self.config.graceful_restart.restarting {
+        if !self.config.graceful_restart.restarting || self.hold_over {
             return false;
         }
         let waits = self
             .peers
             .values()
             .any(|peer| matches!(peer.sync, Sync::Awaited | Sync::Receiving { restarting: false }));
-        (waits && !self.in_sync) || self.awaits_declaration()
-    }
-
-    /// Whether we restart, and nobody has said yet what we originate.
-    pub(super) fn awaits_declaration(&self) -> bool {
-        self.config.graceful_restart.restarting && !self.declared
+        (waits && !self.in_sync) || !self.declared
     }
 
     /// Tells [`Event::InitialSync`] when it is time.
     pub(super) fn check_sync(&mut self, now: Instant) {
+        self.hold_over |= now >= self.hold_deadline;
         if self.in_sync {
             return;
         }
-        let waits = self.peers.values().any(|peer| peer.sync != Sync::Done);
+        let restarting = self.config.graceful_restart.restarting;
+        let waits = self.peers.values().any(|peer| match peer.sync {
+            Sync::Awaited | Sync::Receiving { .. } => true,
+            Sync::Failed => restarting,
+            Sync::Done => false,
+        });
         if !waits || now >= self.sync_deadline {
             self.in_sync = true;
             // Changes first: what the peers' last messages brought is part of what is in sync.
