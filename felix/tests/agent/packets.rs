@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::common::Named;
 use crate::node::{Node, Workload, answers, eventually, run, try_run, within, workload};
 
-pub(crate) const TESTS: &[(&str, fn())] = &[
+pub(crate) const TESTS: &[Named] = &[
     ("workloads_reach_each_other_as_policy_says", as_policy_says),
     ("a_workload_cannot_send_from_a_foreign_address", foreign_source),
     (

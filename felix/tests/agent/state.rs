@@ -7,10 +7,11 @@ use felix::agent::{LearnedRoute, NextHop, StoreEvent, WaitError, cleanup};
 use felix::sys::veth;
 use serde_json::{Value, json};
 
+use crate::common::Named;
 use crate::node::{Node, PATIENCE, eventually, in_time, key, namespace, run, try_run, within, workload};
 use crate::packets::{pair, web_policy};
 
-pub(crate) const TESTS: &[(&str, fn())] = &[
+pub(crate) const TESTS: &[Named] = &[
     ("nothing_is_written_before_the_store_is_in_sync", before_sync),
     ("the_state_depends_on_the_objects_and_not_on_the_way_there", hops),
     ("what_others_break_is_repaired_within_a_second", repair),

@@ -8,9 +8,10 @@ use felix::nft::ruleset::{
     Reject, Rule, Set, Statement, Table, Value, Verdict,
 };
 
-use super::{Test, expressions, in_namespace, listing, nft, nft_input};
+use super::common::Named;
+use super::{expressions, in_namespace, listing, nft, nft_input};
 
-pub(crate) const TESTS: &[(&str, Test)] = &[
+pub(crate) const TESTS: &[Named] = &[
     ("the_bytecode_of_every_form_is_the_one_nft_emits", same_bytecode),
     ("a_listing_loads_again_and_lists_the_same", listing_loads_again),
     ("our_own_text_loads_and_means_the_same", text_means_the_same),

@@ -8,9 +8,10 @@ use felix::nft::ruleset::{
 };
 use felix::nft::{ApplyError, Engine, Options, Writer};
 
-use super::{Test, listing, nft, nft_input, try_nft};
+use super::common::Named;
+use super::{listing, nft, nft_input, try_nft};
 
-pub(crate) const TESTS: &[(&str, Test)] = &[
+pub(crate) const TESTS: &[Named] = &[
     ("nothing_is_sent_when_nothing_changed", nothing_to_do),
     ("an_element_change_touches_no_rule", element_change),
     ("a_restart_adopts_the_table_and_sends_nothing", restart),
@@ -41,7 +42,7 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
 ];
 
 /// Tests of ownership, which the kernel has from 6.9 on.
-pub(crate) const OWNER_TESTS: &[(&str, Test)] = &[
+pub(crate) const OWNER_TESTS: &[Named] = &[
     ("an_owned_table_survives_a_flush_by_others", owned_survives),
     (
         "a_second_writer_is_told_that_the_table_is_owned",

@@ -1,13 +1,13 @@
 //! nf_tables against a real kernel, with `nft` as the independent reader.
 //!
-//! Every test runs on a thread of its own in a network namespace of its own, so none can see another one's rules or
-//! the host's. Without root the whole program runs again inside a user namespace; as root one test does that
-//! too, so both kinds of privilege are covered. What this machine cannot do is ignored, with the reason.
+//! No test can see another one's rules or the host's: each has a network namespace of its own.
 #![expect(
     clippy::unwrap_used,
     reason = "a test fails by its panic; clippy knows only the built-in harness"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod forms;
 mod kernel;
 mod random;
@@ -15,122 +15,27 @@ mod random;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use libtest_mimic::{Arguments, Failed, Trial};
-use nix::sched::{CloneFlags, unshare};
-
-/// Says that the program runs inside a user namespace it made itself.
-const INSIDE: &str = "FELIX_TEST_INSIDE";
-
-type Test = fn();
+use common::{in_namespace, no_program};
 
 fn main() {
     if std::env::var_os("FELIX_TEST_CHILD").is_some() {
         kernel::child();
     }
-    let arguments = Arguments::from_args();
-    let inside = std::env::var_os(INSIDE).is_some();
-    if !nix::unistd::geteuid().is_root() && !inside && user_namespaces().is_ok() {
-        std::process::exit(run_inside(&std::env::args().skip(1).collect::<Vec<_>>()));
-    }
-    let why_not = why_not();
-    let mut trials: Vec<Trial> = forms::TESTS
-        .iter()
-        .chain(kernel::TESTS)
-        .chain(random::TESTS)
-        .map(|(name, test)| trial(name, *test, why_not.as_deref()))
-        .collect();
-    let why_not = why_not.or_else(kernel::no_ownership);
-    trials.extend(
-        kernel::OWNER_TESTS
-            .iter()
-            .map(|(name, test)| trial(name, *test, why_not.as_deref())),
-    );
-    if !inside {
-        let missing = user_namespaces().err();
-        let all = || match run_inside(&["--quiet".to_owned()]) {
-            0 => Ok(()),
-            code => Err(Failed::from(format!(
-                "inside a user namespace the tests ended with {code}"
-            ))),
-        };
-        trials.push(ignored(
-            Trial::test("everything_again_in_a_user_namespace", all),
-            missing.as_deref(),
-        ));
-    }
-    libtest_mimic::run(&arguments, trials).exit();
-}
-
-fn trial(name: &str, test: Test, why_not: Option<&str>) -> Trial {
-    let run = move || in_namespace(test).map_err(Failed::from);
-    ignored(Trial::test(name, run), why_not)
-}
-
-fn ignored(trial: Trial, why_not: Option<&str>) -> Trial {
-    match why_not {
-        Some(reason) => trial
-            .with_kind(format!("ignored: {reason}"))
-            .with_ignored_flag(true),
-        None => trial,
-    }
+    common::run(None, || {
+        let why_not = why_not();
+        let mut trials = common::trials(
+            forms::TESTS.iter().chain(kernel::TESTS).chain(random::TESTS),
+            why_not.as_deref(),
+        );
+        let why_not = why_not.or_else(kernel::no_ownership);
+        trials.extend(common::trials(kernel::OWNER_TESTS, why_not.as_deref()));
+        trials
+    });
 }
 
 /// Why the tests cannot run here.
 fn why_not() -> Option<String> {
-    if !Command::new("nft")
-        .arg("--version")
-        .output()
-        .is_ok_and(|out| out.status.success())
-    {
-        return Some("no nft program".into());
-    }
-    in_namespace(|| {
-        felix::nft::Engine::open("felix")
-            .and_then(|mut e| e.generation())
-            .expect("nf_tables");
-    })
-    .err()
-}
-
-fn user_namespaces() -> Result<(), String> {
-    let tried = Command::new("unshare")
-        .args(["-Urn", "true"])
-        .output()
-        .map_err(|e| e.to_string())?;
-    if tried.status.success() {
-        Ok(())
-    } else {
-        Err("no user namespaces".into())
-    }
-}
-
-fn run_inside(arguments: &[String]) -> i32 {
-    let myself = std::env::current_exe().expect("own path");
-    let status = Command::new("unshare")
-        .args(["-Urn", "--"])
-        .arg(myself)
-        .args(arguments)
-        .env(INSIDE, "1")
-        .status();
-    status.ok().and_then(|s| s.code()).unwrap_or(1)
-}
-
-/// Runs a test on a thread in a fresh network namespace; its panic is the error.
-fn in_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    let thread = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| format!("no network namespace: {e}"))?;
-        Ok(test())
-    });
-    match thread.join() {
-        Ok(result) => result,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            Err(text
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("panicked")
-                .to_owned())
-        }
-    }
+    no_program("nft", "--version").or_else(|| in_namespace(common::expect_nf_tables).err())
 }
 
 /// Runs `nft` in this thread's namespace and returns what it prints.

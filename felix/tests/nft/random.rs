@@ -9,10 +9,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use super::common::Named;
 use super::forms::assert_lines;
-use super::{Test, in_namespace, listing, nft_input};
+use super::{in_namespace, listing, nft_input};
 
-pub(crate) const TESTS: &[(&str, Test)] = &[
+pub(crate) const TESTS: &[Named] = &[
     ("random_tables_mean_what_their_text_means_to_nft", means_its_text),
     ("any_way_between_random_tables_ends_like_a_fresh_start", any_way),
     ("a_restart_on_any_random_table_sends_nothing", restart),
