@@ -7,7 +7,7 @@ use bgpd::view::{Neighbor, Route, RouteStatus, State, Summary};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
-use super::output::{Columns, Format, age, emit, emit_line, emit_structured};
+use super::output::{Columns, Format, OutputArgs, age, emit, emit_line, emit_structured};
 use super::{Global, examples};
 
 #[derive(Debug, Subcommand)]
@@ -22,33 +22,11 @@ pub(super) enum BgpVerb {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct OutputArgs {
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
-}
-
-#[derive(Debug, Args)]
 pub(super) struct NeighborsArgs {
     /// Only this peer: its name or its address
     peer: Option<String>,
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -61,16 +39,8 @@ pub(super) struct RoutesArgs {
     /// Only of this peer; for `advertised`, what it is given
     #[arg(long)]
     peer: Option<String>,
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Which routes to show.
@@ -114,10 +84,10 @@ pub(super) async fn run(global: &Global, verb: BgpVerb) -> anyhow::Result<ExitCo
 
 async fn summary(global: &Global, args: &OutputArgs) -> anyhow::Result<()> {
     let summary: Summary = global.client().fetch("/v1/bgp/summary").await?;
-    if emit_structured(args.output, &summary)? {
+    if emit_structured(args.form, &summary)? {
         return Ok(());
     }
-    emit(&summary_table(&summary, args.output == Format::Wide));
+    emit(&summary_table(&summary, args.form == Format::Wide));
     Ok(())
 }
 
@@ -194,7 +164,7 @@ async fn neighbors(global: &Global, args: &NeighborsArgs) -> anyhow::Result<()> 
             );
         }
     }
-    if emit_structured(args.output, &found)? {
+    if emit_structured(args.output.form, &found)? {
         return Ok(());
     }
     for (index, neighbor) in found.iter().enumerate() {
@@ -314,14 +284,14 @@ async fn routes(global: &Global, args: &RoutesArgs) -> anyhow::Result<()> {
     if args.view == View::Rejected {
         found.retain(|route| route.status == RouteStatus::Refused);
     }
-    if emit_structured(args.output, &found)? {
+    if emit_structured(args.output.form, &found)? {
         return Ok(());
     }
     if found.is_empty() {
         emit_line("no such routes");
         return Ok(());
     }
-    emit(&routes_table(&found, args.output == Format::Wide));
+    emit(&routes_table(&found, args.output.form == Format::Wide));
     Ok(())
 }
 

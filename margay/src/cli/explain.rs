@@ -10,7 +10,7 @@ use policy::packet::{Icmp, IpVersion, Protocol};
 use policy::resource::{Kind, Resource};
 
 use super::Global;
-use super::output::{Format, emit, emit_structured};
+use super::output::{OutputArgs, emit, emit_structured};
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
@@ -38,16 +38,8 @@ pub(super) struct ExplainArgs {
     /// Exit with 1 when the packet does not pass
     #[arg(long)]
     check: bool,
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 fn icmp(text: &str) -> Result<Icmp, String> {
@@ -109,7 +101,7 @@ pub(super) async fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<E
         ip_version: args.ipv6.then_some(IpVersion::V6),
     };
     let explanation = explain(&model, &query)?;
-    if !emit_structured(args.output, &explanation)? {
+    if !emit_structured(args.output.form, &explanation)? {
         emit(&explanation.to_string());
     }
     Ok(if args.check && !explanation.allowed {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use datastore::ipam::Ipam;
 
-use super::output::{Columns, Format, emit, emit_line, emit_structured};
+use super::output::{Columns, Format, OutputArgs, emit, emit_line, emit_structured};
 use super::{Global, examples};
 
 #[derive(Debug, Subcommand)]
@@ -24,33 +24,25 @@ pub(super) struct ShowArgs {
     /// Every block as well
     #[arg(long)]
     show_blocks: bool,
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(super) async fn run(global: &Global, verb: IpamVerb) -> anyhow::Result<ExitCode> {
     let IpamVerb::Show(args) = verb;
     let ipam = Ipam::new(global.store().await?);
     if let Some(address) = args.ip {
-        return holder(&ipam, address, args.output).await;
+        return holder(&ipam, address, args.output.form).await;
     }
     let usage = ipam.show().await?;
-    if emit_structured(args.output, &usage)? {
+    if emit_structured(args.output.form, &usage)? {
         return Ok(ExitCode::SUCCESS);
     }
     if usage.is_empty() {
         emit_line("there are no pools; apply an IPPool to have some");
         return Ok(ExitCode::SUCCESS);
     }
-    let blocks = args.show_blocks || args.output == Format::Wide;
+    let blocks = args.show_blocks || args.output.form == Format::Wide;
     let mut head = vec![
         "grouping",
         "cidr",

@@ -9,7 +9,7 @@ use bgpd::view::Summary;
 use clap::{Args, Subcommand};
 use ipnetwork::IpNetwork;
 
-use super::output::{Format, age, emit, emit_line, emit_structured};
+use super::output::{Format, OutputArgs, age, emit, emit_line, emit_structured};
 use super::{Global, examples};
 use crate::api::NodeStatus;
 use crate::logging;
@@ -21,7 +21,7 @@ pub(super) enum NodeVerb {
     #[command(after_help = examples::NODE_RUN)]
     Run(RunArgs),
     /// How the daemon of this machine is doing
-    Status(StatusArgs),
+    Status(OutputArgs),
     /// Remove everything that a daemon put into this machine's kernel (the daemon has to be stopped)
     Cleanup,
 }
@@ -64,20 +64,6 @@ enum Backend {
     Bgp,
     /// Nothing.
     None,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct StatusArgs {
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -158,10 +144,10 @@ pub(super) async fn run(global: &Global, verb: NodeVerb) -> anyhow::Result<ExitC
     }
 }
 
-async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<ExitCode> {
+async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<ExitCode> {
     let client = global.client();
     let status: NodeStatus = client.fetch("/v1/status").await?;
-    if emit_structured(args.output, &status)? {
+    if emit_structured(args.form, &status)? {
         return Ok(ExitCode::SUCCESS);
     }
     let yes = |flag: bool, yes: &str, no: &str| if flag { yes.to_owned() } else { no.to_owned() };
@@ -221,7 +207,7 @@ async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<ExitCode> 
     if status.bgp.is_some() {
         let summary: Summary = client.fetch("/v1/bgp/summary").await?;
         emit("\n");
-        emit(&super::bgp::summary_table(&summary, args.output == Format::Wide));
+        emit(&super::bgp::summary_table(&summary, args.form == Format::Wide));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@
 
 use std::io::{self, Write as _};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
@@ -23,6 +23,22 @@ pub enum Format {
     Json,
     /// YAML, which `apply` takes back.
     Yaml,
+}
+
+/// The option with which every reading verb is asked for a [`Format`].
+#[derive(Debug, Args)]
+pub(super) struct OutputArgs {
+    /// Form of the answer: table, wide, json or yaml
+    #[arg(
+        id = "output",
+        short = 'o',
+        long = "output",
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
+    pub(super) form: Format,
 }
 
 /// Writes to standard output; when nobody reads any more the program is done, without a word.

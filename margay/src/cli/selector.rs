@@ -8,7 +8,7 @@ use clap::Args;
 use policy::selector::Selector;
 use serde::Serialize;
 
-use super::output::{Format, emit_line, emit_structured};
+use super::output::{OutputArgs, emit_line, emit_structured};
 
 #[derive(Debug, Args)]
 pub(super) struct SelectorArgs {
@@ -18,16 +18,8 @@ pub(super) struct SelectorArgs {
     /// Labels to try it on
     #[arg(value_name = "LABEL=VALUE")]
     labels: Vec<String>,
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,7 +53,7 @@ pub(super) fn run(args: &SelectorArgs) -> anyhow::Result<ExitCode> {
             error: Some(error.to_string()),
         },
     };
-    if !emit_structured(args.output, &answer)? {
+    if !emit_structured(args.output.form, &answer)? {
         match parsed {
             Ok(selector) => {
                 emit_line(&format!("canonical  {selector}"));

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::bgp::escape;
-use super::output::{Columns, Format, emit, emit_line, emit_structured};
+use super::output::{Columns, Format, OutputArgs, emit, emit_line, emit_structured};
 use super::{Global, examples};
 use crate::api::{AttachRequest, NamedPort, Workload};
 
@@ -19,7 +19,7 @@ pub(super) enum WorkloadVerb {
     /// Take it all away again
     Detach(DetachArgs),
     /// Workloads of this node
-    List(ListArgs),
+    List(OutputArgs),
 }
 
 #[derive(Debug, Args)]
@@ -50,16 +50,8 @@ pub(super) struct AttachArgs {
     /// A named port, such as http=TCP:80
     #[arg(long = "port", value_name = "NAME=PROTOCOL:NUMBER")]
     ports: Vec<String>,
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -74,20 +66,6 @@ pub(super) struct DetachArgs {
     interface: String,
 }
 
-#[derive(Debug, Args)]
-pub(super) struct ListArgs {
-    /// Form of the answer: table, wide, json or yaml
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "FORM",
-        hide_possible_values = true
-    )]
-    output: Format,
-}
-
 pub(super) async fn run(global: &Global, verb: WorkloadVerb) -> anyhow::Result<ExitCode> {
     match verb {
         WorkloadVerb::Attach(args) => attach(global, args).await?,
@@ -98,7 +76,7 @@ pub(super) async fn run(global: &Global, verb: WorkloadVerb) -> anyhow::Result<E
 }
 
 async fn attach(global: &Global, args: AttachArgs) -> anyhow::Result<()> {
-    let output = args.output;
+    let output = args.output.form;
     let request = AttachRequest {
         namespace: args.namespace,
         name: args.name,
@@ -150,16 +128,16 @@ async fn detach(global: &Global, args: &DetachArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn list(global: &Global, args: &ListArgs) -> anyhow::Result<()> {
+async fn list(global: &Global, args: &OutputArgs) -> anyhow::Result<()> {
     let workloads: Vec<Workload> = global.client().fetch("/v1/workloads").await?;
-    if emit_structured(args.output, &workloads)? {
+    if emit_structured(args.form, &workloads)? {
         return Ok(());
     }
     if workloads.is_empty() {
         emit_line("no workloads on this node");
         return Ok(());
     }
-    emit(&table(&workloads, args.output == Format::Wide));
+    emit(&table(&workloads, args.form == Format::Wide));
     Ok(())
 }
 
