@@ -192,6 +192,7 @@ fn folders_standard_input_and_files_that_are_not_there() {
         r#"{"apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": {"name": "t"}, "spec": {}}"#,
     );
     world.file("notes.txt", "not for us");
+    world.file("two.clab.yml", "name: for `lab up`");
     assert_eq!(
         world.ok(&["apply", "-f", "."]),
         "ippool/v4 created\nippool/v6 created\ntier/t created\n"

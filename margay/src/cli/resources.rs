@@ -264,6 +264,10 @@ fn documents(directory: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> any
         } else if path
             .extension()
             .is_some_and(|end| end == "yaml" || end == "yml" || end == "json")
+            // A lab's topology beside its manifests is for `lab up`.
+            && !path
+                .file_stem()
+                .is_some_and(|stem| Path::new(stem).extension().is_some_and(|end| end == "clab"))
         {
             found.push(path);
         }
