@@ -9,10 +9,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 pub use crate::filter::Filter;
-pub use crate::wire::Family;
+pub use crate::wire::{Family, Role};
 
 /// Everything one speaker is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,8 +35,40 @@ pub struct SpeakerConfig {
     /// or that have neither come up nor refused. After a restart it waits for all peers, up to
     /// [`GracefulRestart::restart_time`], and this is how long our own End-of-RIB may be held.
     pub initial_sync_cap: Duration,
+    /// Being taken out of service: everything we give carries GRACEFUL_SHUTDOWN, and LOCAL_PREF 0 inside the AS (RFC 8326), so
+    /// that traffic moves away while the old paths still work.
+    pub drain: bool,
     /// The peers; names and addresses are unique.
     pub peers: Vec<PeerConfig>,
+    /// Networks from which peers may come that nobody named one by one; names are unique among them and the peers.
+    pub ranges: Vec<PeerRange>,
+}
+
+/// Peers that are made when they connect, and go when they are gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PeerRange {
+    /// Where they may come from. Of several that contain an address the longest counts; a peer of that address comes first.
+    pub network: IpNetwork,
+    /// So many at most at one time; connections beyond are closed.
+    pub limit: usize,
+    /// What they are: all but name and address, which follow from the connection (`<name>-<address>`), and never connecting
+    /// ourselves. The name is the range's.
+    pub template: PeerConfig,
+}
+
+impl PeerRange {
+    /// How many peers a range admits unless told otherwise.
+    pub const LIMIT: usize = 1000;
+
+    /// The peer at an address of the range.
+    pub fn peer(&self, address: IpAddr) -> PeerConfig {
+        PeerConfig {
+            name: format!("{}-{address}", self.template.name),
+            address,
+            passive: true,
+            ..self.template.clone()
+        }
+    }
 }
 
 impl SpeakerConfig {
@@ -49,7 +82,9 @@ impl SpeakerConfig {
             graceful_restart: GracefulRestart::default(),
             multipath: 16,
             initial_sync_cap: Duration::from_secs(5),
+            drain: false,
             peers: Vec::new(),
+            ranges: Vec::new(),
         }
     }
 
@@ -68,11 +103,6 @@ impl SpeakerConfig {
         let mut names = BTreeSet::new();
         let mut addresses: BTreeMap<IpAddr, &str> = BTreeMap::new();
         for peer in &self.peers {
-            if !names.insert(peer.name.as_str()) {
-                found.push(ConfigError::DuplicateName {
-                    peer: peer.name.clone(),
-                });
-            }
             if let Some(other) = addresses.insert(peer.address, &peer.name) {
                 found.push(ConfigError::DuplicateAddress {
                     peer: peer.name.clone(),
@@ -80,50 +110,25 @@ impl SpeakerConfig {
                     address: peer.address,
                 });
             }
-            if let PeerAs::Fixed(asn) = peer.asn
-                && !valid_asn(asn)
-            {
-                found.push(ConfigError::Asn {
-                    who: peer.name.clone(),
-                    asn,
+        }
+        let mut networks: BTreeMap<IpNetwork, &str> = BTreeMap::new();
+        for range in &self.ranges {
+            if let Some(other) = networks.insert(range.network, &range.template.name) {
+                found.push(ConfigError::DuplicateRange {
+                    range: range.template.name.clone(),
+                    other: other.to_owned(),
+                    network: range.network,
                 });
             }
-            if let Some(asn) = peer.local_asn
-                && !valid_asn(asn)
-            {
-                found.push(ConfigError::Asn {
-                    who: peer.name.clone(),
-                    asn,
-                });
-            }
-            // RFC 4271 §4.2: zero, or at least three seconds.
-            if (1..3).contains(&peer.hold_time.as_secs()) || peer.hold_time > Duration::from_secs(65535) {
-                found.push(ConfigError::HoldTime {
-                    peer: peer.name.clone(),
-                    seconds: peer.hold_time.as_secs(),
-                });
-            }
-            if peer.families.is_empty() {
-                found.push(ConfigError::NoFamily {
+        }
+        let templates = self.ranges.iter().map(|range| &range.template);
+        for peer in self.peers.iter().chain(templates) {
+            if !names.insert(peer.name.as_str()) {
+                found.push(ConfigError::DuplicateName {
                     peer: peer.name.clone(),
                 });
             }
-            if let Some(local) = peer.local_address
-                && local.is_ipv4() != peer.address.is_ipv4()
-            {
-                found.push(ConfigError::SourceFamily {
-                    peer: peer.name.clone(),
-                });
-            }
-            if peer
-                .password
-                .as_ref()
-                .is_some_and(|p| p.expose().is_empty() || p.expose().len() > 80)
-            {
-                found.push(ConfigError::Password {
-                    peer: peer.name.clone(),
-                });
-            }
+            peer.problems(&mut found);
         }
         found
     }
@@ -183,6 +188,22 @@ pub enum ConfigError {
         /// The peer.
         peer: String,
     },
+    /// Two ranges of one network: which of them a peer belongs to could not be told.
+    #[error("ranges {range} and {other} are both {network}")]
+    DuplicateRange {
+        /// The later one.
+        range: String,
+        /// The earlier one.
+        other: String,
+        /// Their network.
+        network: IpNetwork,
+    },
+    /// RFC 9234 §4.1: roles are for sessions between ASes.
+    #[error("peer {peer}: a role means nothing towards a peer of our own AS")]
+    InternalRole {
+        /// The peer.
+        peer: String,
+    },
     /// IPv4 source, IPv6 peer or the reverse.
     #[error("peer {peer}: the source address is of another family than the peer's address")]
     SourceFamily {
@@ -209,6 +230,9 @@ pub struct GracefulRestart {
     pub restarting: bool,
     /// The longest time a stale route of a peer that *came back* is kept while its End-of-RIB is outstanding.
     pub stale_time: Duration,
+    /// Long-lived graceful restart (RFC 9494): how long peers shall keep our routes as a last resort after the restart time is
+    /// over. Zero: not announced, and nobody's routes are kept that long here.
+    pub long_lived: Duration,
 }
 
 impl Default for GracefulRestart {
@@ -218,6 +242,7 @@ impl Default for GracefulRestart {
             restart_time: Duration::from_secs(120),
             restarting: false,
             stale_time: Duration::from_secs(120),
+            long_lived: Duration::ZERO,
         }
     }
 }
@@ -349,6 +374,20 @@ pub struct PeerConfig {
     pub allow_as_in: u8,
     /// More accepted prefixes than this in one family end the session (Cease, Maximum Number of Prefixes Reached).
     pub max_prefix: Option<u32>,
+    /// After that the peer is left alone for so long; none: until somebody clears it.
+    pub max_prefix_restart: Option<Duration>,
+    /// Several paths a prefix are taken from it (RFC 7911).
+    pub add_path_receive: bool,
+    /// So many of the best paths of a prefix are given to it (RFC 7911); below 2 only the best, without path identifiers.
+    pub add_path_send: u8,
+    /// Messages up to 65535 bytes (RFC 8654).
+    pub extended_messages: bool,
+    /// What we are to it (RFC 9234); none: no role is said, and no leak is looked for.
+    pub role: Option<Role>,
+    /// Refuse a peer that says no role of its own.
+    pub strict_role: bool,
+    /// Graceful restart with this peer, where the speaker does it at all.
+    pub graceful_restart: bool,
     /// What we told the peer about restart time, when it is not the speaker's.
     pub restart_time: Option<Duration>,
     /// What is accepted from it.
@@ -382,9 +421,68 @@ impl PeerConfig {
             password: None,
             allow_as_in: 0,
             max_prefix: None,
+            max_prefix_restart: Some(Duration::from_secs(300)),
+            add_path_receive: false,
+            add_path_send: 0,
+            extended_messages: false,
+            role: None,
+            strict_role: false,
+            graceful_restart: true,
             restart_time: None,
             import: Filter::accept(),
             export: Filter::accept(),
+        }
+    }
+
+    fn problems(&self, found: &mut Vec<ConfigError>) {
+        if let PeerAs::Fixed(asn) = self.asn
+            && !valid_asn(asn)
+        {
+            found.push(ConfigError::Asn {
+                who: self.name.clone(),
+                asn,
+            });
+        }
+        if let Some(asn) = self.local_asn
+            && !valid_asn(asn)
+        {
+            found.push(ConfigError::Asn {
+                who: self.name.clone(),
+                asn,
+            });
+        }
+        // RFC 4271 §4.2: zero, or at least three seconds.
+        if (1..3).contains(&self.hold_time.as_secs()) || self.hold_time > Duration::from_secs(65535) {
+            found.push(ConfigError::HoldTime {
+                peer: self.name.clone(),
+                seconds: self.hold_time.as_secs(),
+            });
+        }
+        if self.families.is_empty() {
+            found.push(ConfigError::NoFamily {
+                peer: self.name.clone(),
+            });
+        }
+        if let Some(local) = self.local_address
+            && local.is_ipv4() != self.address.is_ipv4()
+        {
+            found.push(ConfigError::SourceFamily {
+                peer: self.name.clone(),
+            });
+        }
+        if self
+            .password
+            .as_ref()
+            .is_some_and(|p| p.expose().is_empty() || p.expose().len() > 80)
+        {
+            found.push(ConfigError::Password {
+                peer: self.name.clone(),
+            });
+        }
+        if self.role.is_some() && self.asn == PeerAs::Internal {
+            found.push(ConfigError::InternalRole {
+                peer: self.name.clone(),
+            });
         }
     }
 
@@ -399,7 +497,14 @@ impl PeerConfig {
                     p.families.clone(),
                     p.ttl,
                     p.password.clone(),
-                    p.restart_time,
+                    (p.graceful_restart, p.restart_time),
+                ),
+                (
+                    p.add_path_receive,
+                    p.add_path_send > 1,
+                    p.extended_messages,
+                    p.role,
+                    p.strict_role,
                 ),
             )
         };

@@ -402,7 +402,14 @@ impl World {
                 let node = self.node_mut(to);
                 let life = node.life;
                 let local = node.address;
-                let peer = node.speaker.peer_at(from_address).filter(|_| node.alive);
+                let peer = if node.alive {
+                    node.speaker.accept(from_address, now)
+                } else {
+                    None
+                };
+                // A peer that was just made has its session now.
+                self.pump(to);
+                let node = self.node_mut(to);
                 let running = peer.and_then(|peer| Some((peer, node.sessions.get_mut(&peer)?)));
                 match running {
                     Some((peer, running)) => {

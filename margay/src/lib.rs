@@ -8,6 +8,7 @@
 //! ```
 
 pub mod api;
+pub mod bgp;
 pub mod cli;
 pub mod demo;
 pub mod lab;

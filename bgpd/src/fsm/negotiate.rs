@@ -80,7 +80,7 @@ pub fn local_open(config: &PeerConfig, identity: &Identity, seen_before: bool) -
         }]));
     }
     let restart = &identity.graceful_restart;
-    if restart.enabled {
+    if restart.enabled && config.graceful_restart {
         let time = config
             .restart_time
             .unwrap_or(restart.restart_time)

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -14,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::handle::{Command, Handle, HandleError};
 use super::session::{Driver, FromSession, Report, ToSession};
 use super::sockopt;
-use crate::config::{PeerConfig, SpeakerConfig, Ttl};
+use crate::config::{PeerConfig, Secret, SpeakerConfig, Ttl};
 use crate::fsm::{self, ConnId, Identity, Session, SessionEvent};
 use crate::rib::table::PeerIndex;
 use crate::speaker::{Order, Speaker};
@@ -191,21 +192,15 @@ impl Owner {
             return Err(HandleError::Config(problems));
         }
         // Keys of peers that go or change must not outlive them; those that stay are set again by `listen`.
-        for peer in self
-            .speaker
-            .config()
-            .peers
-            .iter()
-            .filter(|peer| peer.password.is_some())
-        {
-            let same = |new: &&PeerConfig| new.address == peer.address && new.password == peer.password;
-            if config.peers.iter().find(same).is_none() {
-                for listener in &self.listeners {
-                    if listener.asked.is_ipv4() == peer.address.is_ipv4()
-                        && let Err(error) = sockopt::set_md5(&*listener.socket, peer.address, None)
-                    {
-                        debug!(peer = %peer.name, %error, "cannot remove a TCP-MD5 key");
-                    }
+        for (network, key) in md5_keys(self.speaker.config()) {
+            if md5_keys(&config).any(|new| new == (network, key)) {
+                continue;
+            }
+            for listener in &self.listeners {
+                if listener.asked.is_ipv4() == network.is_ipv4()
+                    && let Err(error) = sockopt::set_md5(&*listener.socket, network, None)
+                {
+                    debug!(%network, %error, "cannot remove a TCP-MD5 key");
                 }
             }
         }
@@ -247,7 +242,11 @@ impl Owner {
         }
         for listener in &self.listeners {
             let v4 = listener.asked.is_ipv4();
-            let of_family = || config.peers.iter().filter(|peer| peer.address.is_ipv4() == v4);
+            let templates = config.ranges.iter().map(|range| &range.template);
+            let of_family = || {
+                let peers = config.peers.iter().chain(templates.clone());
+                peers.filter(|peer| peer.address.is_ipv4() == v4)
+            };
             let fault = |source| HandleError::Listen {
                 address: listener.asked,
                 source,
@@ -258,10 +257,8 @@ impl Owner {
             {
                 first_error.get_or_insert(fault(error));
             }
-            for peer in of_family() {
-                if let Some(key) = &peer.password
-                    && let Err(error) = sockopt::set_md5(&*listener.socket, peer.address, Some(key))
-                {
+            for (network, key) in md5_keys(config).filter(|(network, _)| network.is_ipv4() == v4) {
+                if let Err(error) = sockopt::set_md5(&*listener.socket, network, Some(key)) {
                     first_error.get_or_insert(fault(error));
                 }
             }
@@ -404,8 +401,12 @@ impl Owner {
     }
 
     fn accept(&mut self, stream: TcpStream, from: SocketAddr) {
-        match self.speaker.peer_at(from.ip().to_canonical()) {
-            Some(peer) => self.send(peer, ToSession::Accepted(stream)),
+        match self.speaker.accept(from.ip().to_canonical(), Instant::now()) {
+            Some(peer) => {
+                // One that was just made has its session now.
+                self.carry_out();
+                self.send(peer, ToSession::Accepted(stream));
+            }
             None => debug!(address = %from, "connection from an address that is no peer"),
         }
     }
@@ -430,6 +431,19 @@ impl Owner {
         };
         drop(tokio::time::timeout(SHUTDOWN, all).await);
     }
+}
+
+/// TCP-MD5 keys by who must use them: a peer's address, or a range.
+fn md5_keys(config: &SpeakerConfig) -> impl Iterator<Item = (IpNetwork, &Secret)> {
+    let peers = config
+        .peers
+        .iter()
+        .filter_map(|peer| Some((IpNetwork::from(peer.address), peer.password.as_ref()?)));
+    let ranges = config
+        .ranges
+        .iter()
+        .filter_map(|range| Some((range.network, range.template.password.as_ref()?)));
+    peers.chain(ranges)
 }
 
 async fn accept_loop(socket: Arc<TcpListener>, accepted: mpsc::Sender<(TcpStream, SocketAddr)>) {

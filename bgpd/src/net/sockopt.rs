@@ -3,9 +3,10 @@
 //! None of them fails silently: a session that asked for a password or for GTSM must not come up without.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
+use ipnetwork::IpNetwork;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::config::{PeerConfig, Secret, Ttl};
@@ -37,9 +38,16 @@ fn set<T>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) 
     }
 }
 
-/// Signs and checks segments to and from `peer` (RFC 2385); none takes the key away. On a listener: for connections from it.
-pub(super) fn set_md5(socket: &impl AsFd, peer: IpAddr, key: Option<&Secret>) -> io::Result<()> {
-    let mut storage = SockAddr::from(SocketAddr::new(peer, 0)).as_storage();
+/// `TCP_MD5SIG_EXT` of linux/tcp.h: as `TCP_MD5SIG`, for a whole network.
+const TCP_MD5SIG_EXT: libc::c_int = 32;
+/// `TCP_MD5SIG_FLAG_PREFIX` of linux/tcp.h.
+const MD5_FLAG_PREFIX: u8 = 1;
+
+/// Signs and checks segments to and from `peers` (RFC 2385); none takes the key away. On a listener: for connections from
+/// them. The kernel uses the key of the longest network.
+pub(super) fn set_md5(socket: &impl AsFd, peers: IpNetwork, key: Option<&Secret>) -> io::Result<()> {
+    let host = peers.prefix() == if peers.is_ipv4() { 32 } else { 128 };
+    let mut storage = SockAddr::from(SocketAddr::new(peers.ip(), 0)).as_storage();
     #[expect(
         unsafe_code,
         reason = "socket2 hides its sockaddr_storage behind an unsafe accessor"
@@ -48,8 +56,8 @@ pub(super) fn set_md5(socket: &impl AsFd, peer: IpAddr, key: Option<&Secret>) ->
     let address = *unsafe { storage.view_as::<libc::sockaddr_storage>() };
     let mut option = Md5Sig {
         address,
-        flags: 0,
-        prefix_length: 0,
+        flags: if host { 0 } else { MD5_FLAG_PREFIX },
+        prefix_length: if host { 0 } else { peers.prefix() },
         key_length: 0,
         interface: 0,
         key: [0; MD5_MAX_KEY],
@@ -63,7 +71,8 @@ pub(super) fn set_md5(socket: &impl AsFd, peer: IpAddr, key: Option<&Secret>) ->
         place.copy_from_slice(bytes);
         option.key_length = u16::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     }
-    match set(socket, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &option) {
+    let name = if host { libc::TCP_MD5SIG } else { TCP_MD5SIG_EXT };
+    match set(socket, libc::IPPROTO_TCP, name, &option) {
         // Taking away a key that is not there.
         Err(error) if key.is_none() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
@@ -114,7 +123,7 @@ pub(super) fn connecting(peer: &PeerConfig) -> io::Result<tokio::net::TcpSocket>
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
     prepare(&socket, peer)?;
     if let Some(key) = &peer.password {
-        set_md5(&socket, peer.address, Some(key))?;
+        set_md5(&socket, peer.address.into(), Some(key))?;
     }
     if let Some(local) = peer.local_address {
         socket.bind(&SocketAddr::new(local, 0).into())?;

@@ -19,8 +19,8 @@ use crate::wire::{Notification, PathAttributes, Prefix, cease, code};
 
 /// Refused routes kept for each peer.
 const KEPT: usize = 10_000;
-/// After too many prefixes a peer is left alone for this long.
-const MAX_PREFIX_HOLD: Duration = Duration::from_secs(300);
+/// "Until somebody clears it", for a timer.
+const FOR_GOOD: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// A route that was not taken.
 #[derive(Clone, Debug)]
@@ -153,16 +153,18 @@ impl Speaker {
     }
 
     pub(super) fn check_max_prefix(&mut self, index: PeerIndex) {
-        let Some(peer) = self.peers.get(&index) else {
+        let Some(peer) = self.peers.get_mut(&index) else {
             return;
         };
         let Some(limit) = peer.config.max_prefix.filter(|_| peer.session.is_some()) else {
             return;
         };
+        let hold = peer.config.max_prefix_restart.unwrap_or(FOR_GOOD);
         let over = Family::ALL
             .into_iter()
             .find(|family| self.rib.accepted(index, *family) > limit as usize);
         if let Some(family) = over {
+            peer.held = true;
             // RFC 4486 §4: AFI, SAFI and the limit.
             let afi_safi = family.afi_safi();
             let mut data = afi_safi.afi.to_be_bytes().to_vec();
@@ -176,7 +178,7 @@ impl Speaker {
                 index,
                 Command::Reset {
                     notification,
-                    hold: Some(MAX_PREFIX_HOLD),
+                    hold: Some(hold),
                 },
             );
         }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ipnetwork::IpNetwork;
 
-use crate::config::{Family, PeerConfig, SpeakerConfig};
+use crate::config::{Family, PeerConfig, PeerRange, SpeakerConfig};
 use crate::filter::{Community, PeerType};
 use crate::fsm::{Command, ConnId, Counters, Identity, Negotiated, SessionEvent};
 use crate::rib::export::GroupKey;
@@ -77,6 +77,10 @@ pub struct Output {
 #[derive(Debug)]
 struct Peer {
     config: PeerConfig,
+    /// The range it came out of; it goes when it is gone.
+    range: Option<String>,
+    /// It is left alone for a while; a peer that was forgotten would be let in again.
+    held: bool,
     state: State,
     since: Instant,
     last_error: Option<String>,
@@ -149,7 +153,7 @@ impl Speaker {
             config,
         };
         for peer in speaker.config.peers.clone() {
-            speaker.add_peer(peer, now);
+            speaker.add_peer(peer, None, now);
         }
         speaker.check_sync(now);
         speaker
@@ -168,7 +172,46 @@ impl Speaker {
             .map(|(index, _)| *index)
     }
 
-    /// The peer that a connection from `address` belongs to.
+    /// The peer that a connection from `address` belongs to. Where nobody is configured and a range has room, one is made: drain
+    /// [`Speaker::poll_order`] before the connection is handed to its session.
+    pub fn accept(&mut self, address: IpAddr, now: Instant) -> Option<PeerIndex> {
+        if let Some(known) = self.peer_at(address) {
+            return Some(known);
+        }
+        let range = self.range_of(address)?;
+        let name = &range.template.name;
+        let of_range = |peer: &&Peer| peer.range.as_ref() == Some(name);
+        if range.template.shutdown || self.peers.values().filter(of_range).count() >= range.limit {
+            return None;
+        }
+        let (config, name) = (range.peer(address), name.clone());
+        self.add_peer(config, Some(name), now)
+    }
+
+    fn range_of(&self, address: IpAddr) -> Option<&PeerRange> {
+        let containing = |range: &&PeerRange| range.network.contains(address);
+        let ranges = self.config.ranges.iter().filter(containing);
+        ranges.max_by_key(|range| range.network.prefix())
+    }
+
+    /// A peer out of a range that has no session and whose routes nobody waits for is forgotten.
+    fn forget_if_gone(&mut self, index: PeerIndex) {
+        let gone = self.peers.get(&index).is_some_and(|peer| {
+            peer.range.is_some() && !peer.held && peer.session.is_none() && peer.stale.is_empty()
+        });
+        if gone {
+            self.remove_peer(index, None);
+        }
+    }
+
+    fn remove_peer(&mut self, index: PeerIndex, notification: Option<Notification>) {
+        self.order(index, Command::Stop(notification));
+        self.orders.push_back(Order::Remove { peer: index });
+        self.rib.forget_peer(index);
+        self.peers.remove(&index);
+    }
+
+    /// The peer that is known at `address`.
     pub fn peer_at(&self, address: IpAddr) -> Option<PeerIndex> {
         self.peers
             .iter()
@@ -204,7 +247,11 @@ impl Speaker {
         }
     }
 
-    fn add_peer(&mut self, config: PeerConfig, now: Instant) {
+    /// None when there is no index left.
+    fn add_peer(&mut self, config: PeerConfig, range: Option<String>, now: Instant) -> Option<PeerIndex> {
+        if self.peers.len() >= usize::from(PeerIndex::MAX) {
+            return None;
+        }
         let mut index = self.next_index;
         while index == LOCAL || self.peers.contains_key(&index) {
             index = index.wrapping_add(1);
@@ -225,6 +272,8 @@ impl Speaker {
                     Sync::Awaited
                 },
                 config,
+                range,
+                held: false,
                 state: State::Idle,
                 since: now,
                 last_error: None,
@@ -241,6 +290,7 @@ impl Speaker {
                 refresh_waits: Vec::new(),
             },
         );
+        Some(index)
     }
 
     fn order(&mut self, peer: PeerIndex, command: Command) {
@@ -256,25 +306,34 @@ impl Speaker {
         let identity = self.identity();
         let new_peers = self.config.peers.clone();
 
-        // A peer at another address is another peer.
+        // A peer at another address is another peer, and one that was not named becomes another when it is.
         let gone: Vec<PeerIndex> = self
             .peers
             .iter()
-            .filter(|(_, peer)| {
-                let name_and_address = |c: &PeerConfig| (c.name.clone(), c.address);
-                !new_peers
-                    .iter()
-                    .any(|c| name_and_address(c) == name_and_address(&peer.config))
+            .filter(|(_, peer)| match &peer.range {
+                None => {
+                    let name_and_address = |c: &PeerConfig| (c.name.clone(), c.address);
+                    !new_peers
+                        .iter()
+                        .any(|c| name_and_address(c) == name_and_address(&peer.config))
+                }
+                Some(name) => {
+                    let range = self.range_of(peer.config.address);
+                    range.is_none_or(|range| range.template.name != *name || range.template.shutdown)
+                        || new_peers.iter().any(|c| c.address == peer.config.address)
+                }
             })
             .map(|(index, _)| *index)
             .collect();
         for index in gone {
             let notification = Notification::new(code::CEASE, cease::PEER_DECONFIGURED);
-            self.order(index, Command::Stop(Some(notification)));
-            self.orders.push_back(Order::Remove { peer: index });
-            self.rib.forget_peer(index);
-            self.peers.remove(&index);
+            self.remove_peer(index, Some(notification));
         }
+        let of_ranges = self.peers.values().filter(|peer| peer.range.is_some());
+        let of_ranges: Vec<PeerConfig> = of_ranges
+            .filter_map(|peer| Some(self.range_of(peer.config.address)?.peer(peer.config.address)))
+            .collect();
+        let new_peers: Vec<PeerConfig> = new_peers.into_iter().chain(of_ranges).collect();
         let open_changed = |peer: &PeerConfig| {
             let gr = |c: &SpeakerConfig| (c.graceful_restart.enabled, c.graceful_restart.restart_time);
             old.router_id != self.config.router_id
@@ -284,7 +343,7 @@ impl Speaker {
         let open_changed: Vec<bool> = new_peers.iter().map(open_changed).collect();
         for (new, open_changed) in new_peers.into_iter().zip(open_changed) {
             match self.peer_index(&new.name) {
-                None => self.add_peer(new, now),
+                None => drop(self.add_peer(new, None, now)),
                 Some(index) => self.reconfigure_peer(index, new, &identity, open_changed),
             }
         }
@@ -387,6 +446,13 @@ impl Speaker {
 
     /// Takes in what a session reports.
     pub fn handle_session(&mut self, index: PeerIndex, event: SessionEvent, now: Instant) {
+        let ended = matches!(
+            event,
+            SessionEvent::State {
+                state: State::Idle | State::Active,
+                reason: Some(_)
+            }
+        );
         match event {
             SessionEvent::Update(update) => {
                 self.import(index, update);
@@ -405,6 +471,9 @@ impl Speaker {
             SessionEvent::Refresh(family) => self.refresh(index, family, now),
         }
         self.check_sync(now);
+        if ended {
+            self.forget_if_gone(index);
+        }
     }
 
     fn state_changed(&mut self, index: PeerIndex, state: State, reason: Option<String>, now: Instant) {
@@ -431,6 +500,7 @@ impl Speaker {
         peer.session = Some((conn, Arc::clone(&negotiated)));
         peer.learned_asn = Some(negotiated.peer_asn);
         peer.established_count += 1;
+        peer.held = false;
         peer.end_of_rib = [false; 2];
         peer.refused.clear();
         peer.refused_beyond = 0;

@@ -12,7 +12,7 @@
 //! [`Event::InitialSync`] is more patient after a restart than after a start. A peer may refuse us at first, because it
 //! has just lost the session with our predecessor and pauses before the next, and what it told the predecessor is in use
 //! all the while. So then every peer is waited for, as long as we ask our peers to wait for us (RFC 4724 §4.1,
-//! Selection_Deferral_Timer). Where nothing is left over, nothing is lost by being quick, and a refusal counts.
+//! Selection_Deferral_Timer). With ranges nobody knows who will come, and all that time passes. Where nothing is left over, nothing is lost by being quick, and a refusal counts.
 
 use std::time::Instant;
 
@@ -151,6 +151,7 @@ impl Speaker {
             for family in std::mem::take(&mut peer.stale) {
                 self.rib.drop_stale(index, family);
             }
+            self.forget_if_gone(index);
         }
     }
 
@@ -164,7 +165,12 @@ impl Speaker {
             .peers
             .values()
             .any(|peer| matches!(peer.sync, Sync::Awaited | Sync::Receiving { restarting: false }));
-        (waits && !self.in_sync) || !self.declared
+        ((waits || self.awaits_strangers()) && !self.in_sync) || !self.declared
+    }
+
+    /// Peers out of ranges cannot be counted beforehand: after a restart those that our predecessor had may still come.
+    fn awaits_strangers(&self) -> bool {
+        self.config.graceful_restart.restarting && !self.config.ranges.is_empty()
     }
 
     /// Tells [`Event::InitialSync`] when it is time.
@@ -179,7 +185,7 @@ impl Speaker {
             Sync::Failed => restarting,
             Sync::Done => false,
         });
-        if !waits || now >= self.sync_deadline {
+        if !(waits || self.awaits_strangers()) || now >= self.sync_deadline {
             self.in_sync = true;
             // Changes first: what the peers' last messages brought is part of what is in sync.
             self.flush();

@@ -1,6 +1,6 @@
 //! The rows behind `summary`, `neighbors` and `routes`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -44,14 +44,24 @@ impl Speaker {
             .collect()
     }
 
+    /// Those configured, then those out of ranges by address.
     fn in_config_order(&self) -> impl Iterator<Item = (PeerIndex, &Peer)> {
-        self.config.peers.iter().filter_map(|config| {
-            let found = self
-                .peers
-                .iter()
-                .find(|(_, peer)| peer.config.name == config.name);
-            found.map(|(index, peer)| (*index, peer))
-        })
+        let by_name: HashMap<&str, PeerIndex> = self
+            .peers
+            .iter()
+            .map(|(index, peer)| (peer.config.name.as_str(), *index))
+            .collect();
+        let named = self.config.peers.iter().map(|config| config.name.as_str());
+        let mut order: Vec<PeerIndex> = named.filter_map(|name| by_name.get(name).copied()).collect();
+        let of_ranges = self.peers.iter().filter(|(_, peer)| peer.range.is_some());
+        let mut of_ranges: Vec<_> = of_ranges
+            .map(|(index, peer)| (peer.config.address, *index))
+            .collect();
+        of_ranges.sort_unstable();
+        order.extend(of_ranges.into_iter().map(|(_, index)| index));
+        order
+            .into_iter()
+            .filter_map(|index| Some((index, self.peers.get(&index)?)))
     }
 
     fn peer_summary(&self, index: PeerIndex, peer: &Peer, now: Instant) -> PeerSummary {

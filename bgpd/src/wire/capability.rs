@@ -72,7 +72,8 @@ pub struct ExtendedNextHop {
 }
 
 /// BGP role (RFC 9234 §4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// 0.
     Provider,

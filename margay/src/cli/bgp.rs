@@ -1,6 +1,7 @@
 //! `margay bgp …`: what the speaker of this node knows, in the columns that BIRD and FRR users know.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bgpd::view::{Neighbor, Route, RouteStatus, State, Summary};
@@ -9,6 +10,8 @@ use ipnetwork::IpNetwork;
 
 use super::output::{Columns, Format, OutputArgs, age, emit, emit_line, emit_structured};
 use super::{Global, examples};
+use crate::bgp::{file, run as speaker};
+use crate::logging;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BgpVerb {
@@ -19,6 +22,53 @@ pub(super) enum BgpVerb {
     /// Routes, with the reason for each that is not used
     #[command(after_help = examples::BGP_ROUTES)]
     Routes(RoutesArgs),
+    /// Run a speaker or route reflector in the foreground, without datastore and node daemon
+    #[command(after_help = examples::BGP_RUN)]
+    Run(RunArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The speaker's configuration; examples/speaker.toml shows every key
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the file and end
+    #[arg(long)]
+    check: bool,
+    /// Form of the log: text, or json with one object a line
+    #[arg(long, value_enum, default_value_t = logging::Style::Text, value_name = "FORM", hide_possible_values = true)]
+    log_format: logging::Style,
+}
+
+/// Runs the speaker until it is told to stop.
+pub(super) fn run_speaker(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    if args.check {
+        let speaker = file::load(&args.config)?;
+        for warning in &speaker.warnings {
+            eprintln!("margay: {warning}");
+        }
+        let config = &speaker.config;
+        emit_line(&format!(
+            "{}: AS {}, {} neighbors, {} ranges, {} prefixes of its own",
+            args.config.display(),
+            config.asn,
+            config.peers.len(),
+            config.ranges.len(),
+            speaker.originate.len()
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    logging::init(global.log_level.as_deref().unwrap_or("info"), args.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let options = speaker::Options {
+        config: args.config.clone(),
+        socket: global.socket.clone(),
+    };
+    runtime.block_on(speaker::run(options))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +128,8 @@ pub(super) async fn run(global: &Global, verb: BgpVerb) -> anyhow::Result<ExitCo
         BgpVerb::Summary(args) => summary(global, &args).await?,
         BgpVerb::Neighbors(args) => neighbors(global, &args).await?,
         BgpVerb::Routes(args) => routes(global, &args).await?,
+        // Runs on a runtime of its own.
+        BgpVerb::Run(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

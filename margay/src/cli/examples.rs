@@ -91,6 +91,12 @@ Examples:
   margay bgp routes all 10.65.0.7              the routes that cover an address
   margay bgp routes advertised --peer 10.0.1.1";
 
+pub(super) const BGP_RUN: &str = "\
+Examples:
+  margay bgp run --config speaker.toml
+  margay bgp run --config speaker.toml --check
+  kill -HUP $(pidof margay)                    read the file again and apply the difference";
+
 pub(super) const IPAM_SHOW: &str = "\
 Examples:
   margay ipam show --show-blocks

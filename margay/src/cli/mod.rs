@@ -100,7 +100,7 @@ enum Verb {
     /// The node daemon of this machine
     #[command(subcommand)]
     Node(node::NodeVerb),
-    /// The BGP speaker of this node
+    /// The BGP speaker of this node, or one that runs alone
     #[command(subcommand)]
     Bgp(bgp::BgpVerb),
     /// Addresses: pools, blocks, allocations
@@ -162,6 +162,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Selector(args) => selector::run(&args),
         Verb::Validate(args) => resources::validate(&args),
         Verb::Node(node::NodeVerb::Run(args)) => node::run_daemon(&global, &args),
+        Verb::Bgp(bgp::BgpVerb::Run(args)) => bgp::run_speaker(&global, &args),
         verb => {
             crate::logging::init(
                 global.log_level.as_deref().unwrap_or("warn"),

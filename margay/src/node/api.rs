@@ -10,12 +10,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use axum::Json;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get};
-use bgpd::view::{PrefixQuery, RouteQuery, RouteViewKind};
-use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Daemon;
@@ -28,7 +26,7 @@ const MAX_BODY: usize = 256 * 1024;
 type Shared = State<Arc<Daemon>>;
 
 /// An error on its way to the caller.
-struct Failure(StatusCode, String);
+pub(crate) struct Failure(pub(crate) StatusCode, pub(crate) String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -49,26 +47,13 @@ impl From<WorkloadError> for Failure {
     }
 }
 
-fn bgp_off() -> Failure {
-    Failure(
-        StatusCode::CONFLICT,
-        "BGP is off on this node; `margay node status` says why".into(),
-    )
-}
-
-fn stopped(error: impl std::fmt::Display) -> Failure {
-    Failure(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-}
-
 fn socket_router(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/workloads", get(list).post(attach))
         .route("/v1/workloads/{namespace}/{name}/{interface}", delete(detach))
-        .route("/v1/bgp/summary", get(summary))
-        .route("/v1/bgp/neighbors", get(neighbors))
-        .route("/v1/bgp/routes", get(routes))
         .route("/v1/routes", get(kernel_routes))
+        .merge(crate::bgp::api::router())
         .merge(public_routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(daemon)
@@ -96,7 +81,7 @@ pub(super) async fn serve_metrics(daemon: Arc<Daemon>, listener: TcpListener) ->
 }
 
 /// Opens the socket. A socket that a dead daemon left is replaced; one that answers is somebody's.
-pub(super) fn bind_socket(path: &FilePath) -> anyhow::Result<UnixListener> {
+pub(crate) fn bind_socket(path: &FilePath) -> anyhow::Result<UnixListener> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
@@ -144,55 +129,6 @@ async fn detach(
     Path((namespace, name, interface)): Path<(String, String, String)>,
 ) -> Result<Response, Failure> {
     Ok(Json(daemon.detach(&namespace, &name, &interface).await?).into_response())
-}
-
-async fn summary(State(daemon): Shared) -> Result<Response, Failure> {
-    let speaker = daemon.speaker().ok_or_else(bgp_off)?;
-    Ok(Json(speaker.summary().await.map_err(stopped)?).into_response())
-}
-
-async fn neighbors(State(daemon): Shared) -> Result<Response, Failure> {
-    let speaker = daemon.speaker().ok_or_else(bgp_off)?;
-    Ok(Json(speaker.neighbors().await.map_err(stopped)?).into_response())
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RoutesQuery {
-    view: Option<String>,
-    peer: Option<String>,
-    prefix: Option<String>,
-}
-
-async fn routes(State(daemon): Shared, Query(query): Query<RoutesQuery>) -> Result<Response, Failure> {
-    let speaker = daemon.speaker().ok_or_else(bgp_off)?;
-    let bad = |text: String| Failure(StatusCode::BAD_REQUEST, text);
-    let view = match query.view.as_deref().unwrap_or("all") {
-        "all" => RouteViewKind::All,
-        "received" => RouteViewKind::Received,
-        "accepted" => RouteViewKind::Accepted,
-        "best" => RouteViewKind::Best,
-        "advertised" => RouteViewKind::Advertised,
-        other => return Err(bad(format!("{other:?} is not a view of routes"))),
-    };
-    let prefix = match query.prefix {
-        None => None,
-        Some(text) if text.contains('/') => Some(PrefixQuery::Within(
-            text.parse()
-                .map_err(|_| bad(format!("{text:?} is not a prefix")))?,
-        )),
-        Some(text) => Some(PrefixQuery::Longest(
-            text.parse()
-                .map_err(|_| bad(format!("{text:?} is not an address")))?,
-        )),
-    };
-    let query = RouteQuery {
-        view,
-        peer: query.peer,
-        prefix,
-        limit: 0,
-    };
-    Ok(Json(speaker.routes(query).await.map_err(stopped)?).into_response())
 }
 
 async fn kernel_routes(State(daemon): Shared) -> Response {

@@ -15,7 +15,7 @@
 //! routes for the next one (RFC 4724). The next one finds routes of its protocol in the kernel, says so in its OPENs,
 //! and deletes nothing that was learned until the peers have told it everything again.
 
-mod api;
+pub(crate) mod api;
 pub mod autodetect;
 mod cluster;
 mod metrics;
@@ -572,6 +572,12 @@ impl Daemon {
             datastore_revision: revision,
             uptime_seconds: self.started.elapsed().as_secs(),
         })
+    }
+}
+
+impl crate::bgp::api::HasSpeaker for Arc<Daemon> {
+    fn speaker(&self) -> Option<Arc<bgpd::net::Handle>> {
+        Daemon::speaker(self)
     }
 }
 

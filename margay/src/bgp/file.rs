@@ -1,0 +1,685 @@
+//! `speaker.toml`: a speaker in one file.
+//!
+//! Unknown keys are refused, and a file is read wholly before anything of it is used, so that a mistake in it leaves a
+//! running speaker as it is. `examples/speaker.toml` shows every key.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bgpd::config::{Family, NextHopMode, PeerAs, PeerConfig, PeerRange, Role, Secret, SpeakerConfig, Ttl};
+use bgpd::filter::{
+    Action, Community, Filter, Operation, PeerType, PrefixMatch, PrefixOperator, RouteSource, Rule,
+};
+use bgpd::view::OriginAttributes;
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+
+/// What a file says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Speaker {
+    /// The speaker itself.
+    pub config: SpeakerConfig,
+    /// What it originates.
+    pub originate: BTreeMap<IpNetwork, OriginAttributes>,
+    /// Learned routes go into the kernel's main table.
+    pub install: bool,
+    /// What is allowed and probably not meant.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    router_id: Ipv4Addr,
+    asn: u32,
+    cluster_id: Option<Ipv4Addr>,
+    listen: Option<Vec<SocketAddr>>,
+    multipath: Option<usize>,
+    #[serde(default)]
+    drain: bool,
+    #[serde(default)]
+    graceful_restart: RestartTable,
+    #[serde(default)]
+    kernel: Kernel,
+    #[serde(default)]
+    originate: Vec<Originate>,
+    #[serde(default)]
+    neighbor: Vec<Neighbor>,
+    #[serde(default)]
+    filter: BTreeMap<String, FilterTable>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kernel {
+    #[serde(default)]
+    install: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RestartTable {
+    enabled: Option<bool>,
+    restart_time: Option<u64>,
+    stale_time: Option<u64>,
+    long_lived: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Originate {
+    prefix: IpNetwork,
+    next_hop: Option<IpAddr>,
+    med: Option<u32>,
+    local_pref: Option<u32>,
+    #[serde(default)]
+    communities: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "an AS number, \"external\", \"internal\" or \"any\"")]
+enum AsWord {
+    Number(u32),
+    Word(AsKind),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum AsKind {
+    External,
+    Internal,
+    Any,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum FamilyWord {
+    #[serde(alias = "ipv4-unicast")]
+    Ipv4,
+    #[serde(alias = "ipv6-unicast")]
+    Ipv6,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum AddPathWord {
+    None,
+    Receive,
+    Send,
+    Both,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RoleWord {
+    Provider,
+    RouteServer,
+    RouteServerClient,
+    Customer,
+    Peer,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum NextHopWord {
+    Auto,
+    #[serde(rename = "self")]
+    SelfAddress,
+    Keep,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Neighbor {
+    name: Option<String>,
+    description: Option<String>,
+    address: Option<IpAddr>,
+    range: Option<IpNetwork>,
+    limit: Option<usize>,
+    asn: AsWord,
+    port: Option<u16>,
+    local_asn: Option<u32>,
+    local_address: Option<IpAddr>,
+    #[serde(default)]
+    passive: bool,
+    #[serde(default)]
+    shutdown: bool,
+    hold_time: Option<u64>,
+    keepalive: Option<u64>,
+    connect_retry: Option<u64>,
+    families: Option<Vec<FamilyWord>>,
+    next_hop: Option<NextHopWord>,
+    next_hop_v4: Option<Ipv4Addr>,
+    next_hop_v6: Option<Ipv6Addr>,
+    #[serde(default)]
+    route_reflector_client: bool,
+    ttl: Option<u8>,
+    ttl_security: Option<u8>,
+    password_file: Option<String>,
+    #[serde(default)]
+    allow_own_as: u8,
+    max_prefix: Option<u32>,
+    max_prefix_restart: Option<u64>,
+    add_path: Option<AddPathWord>,
+    add_path_count: Option<u8>,
+    graceful_restart: Option<bool>,
+    restart_time: Option<u64>,
+    #[serde(default)]
+    extended_messages: bool,
+    role: Option<RoleWord>,
+    #[serde(default)]
+    strict_role: bool,
+    import: Option<String>,
+    export: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilterTable {
+    default: Action2,
+    #[serde(default)]
+    rule: Vec<RuleTable>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Action2 {
+    Accept,
+    Reject,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum MatchWord {
+    Equal,
+    NotEqual,
+    In,
+    NotIn,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum SourceWord {
+    Peer,
+    Local,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RuleTable {
+    action: Action2,
+    prefix: Option<IpNetwork>,
+    #[serde(rename = "match")]
+    relation: Option<MatchWord>,
+    min_length: Option<u8>,
+    max_length: Option<u8>,
+    source: Option<SourceWord>,
+    peer_type: Option<PeerType>,
+    #[serde(default)]
+    communities: Vec<String>,
+    #[serde(default)]
+    as_path: Vec<u32>,
+    local_pref: Option<u32>,
+    #[serde(default)]
+    add_communities: Vec<String>,
+    #[serde(default)]
+    remove_communities: Vec<String>,
+    #[serde(default)]
+    prepend: Vec<u32>,
+    set_local_pref: Option<u32>,
+    set_med: Option<u32>,
+}
+
+/// Paths a prefix when a neighbour is to be given several and nobody says how many.
+const ADD_PATH_COUNT: u8 = 8;
+
+/// Reads and checks a file; passwords are read from the files that it names, which may be relative to it.
+///
+/// # Errors
+/// Everything that is wrong with it: the position for what is no TOML or no key, the neighbour's name for the rest.
+pub fn load(path: &Path) -> anyhow::Result<Speaker> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let password = |name: &str| {
+        let file = directory.join(name);
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+    };
+    parse(&text, &password).with_context(|| format!("{} cannot be used", path.display()))
+}
+
+/// Reads a file's text. `password` finds the content of a password file.
+///
+/// # Errors
+/// See [`load`].
+pub fn parse(text: &str, password: &dyn Fn(&str) -> anyhow::Result<String>) -> anyhow::Result<Speaker> {
+    let file: File = toml::from_str(text)?;
+    let mut filters = BTreeMap::from([
+        ("accept".to_owned(), Filter::accept()),
+        ("reject".to_owned(), Filter::reject()),
+    ]);
+    for (name, table) in &file.filter {
+        if filters.contains_key(name) {
+            bail!("filter {name}: that name has a meaning of its own");
+        }
+        let filter = filter(table).with_context(|| format!("filter {name}"))?;
+        filters.insert(name.clone(), filter);
+    }
+
+    let mut config = SpeakerConfig::new(file.router_id, file.asn);
+    config.cluster_id = file.cluster_id;
+    config.drain = file.drain;
+    config.multipath = file.multipath.unwrap_or(config.multipath).max(1);
+    config.listen = file.listen.unwrap_or_else(|| {
+        vec![
+            (Ipv4Addr::UNSPECIFIED, 179).into(),
+            (Ipv6Addr::UNSPECIFIED, 179).into(),
+        ]
+    });
+    let restart = &mut config.graceful_restart;
+    restart.enabled = file.graceful_restart.enabled.unwrap_or(true);
+    let seconds = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);
+    restart.restart_time = seconds(file.graceful_restart.restart_time, restart.restart_time);
+    restart.stale_time = seconds(file.graceful_restart.stale_time, restart.stale_time);
+    restart.long_lived = seconds(file.graceful_restart.long_lived, restart.long_lived);
+    if restart.restart_time > Duration::from_secs(4095) {
+        bail!("graceful-restart.restart-time: at most 4095 s (RFC 4724 §3)");
+    }
+
+    let mut warnings = Vec::new();
+    for neighbor in &file.neighbor {
+        let who = match (&neighbor.name, &neighbor.address, &neighbor.range) {
+            (Some(name), ..) => name.clone(),
+            (None, Some(address), _) => address.to_string(),
+            (None, None, Some(range)) => range.to_string(),
+            (None, None, None) => bail!("a neighbor has neither address nor range"),
+        };
+        let made = neighbor_config(neighbor, &who, file.asn, &filters, password, &mut warnings)
+            .with_context(|| format!("neighbor {who}"))?;
+        match (neighbor.address, neighbor.range) {
+            (Some(_), None) if neighbor.limit.is_some() => {
+                bail!("neighbor {who}: limit belongs to a range")
+            }
+            (Some(_), None) => config.peers.push(made),
+            (None, Some(range)) => config.ranges.push(PeerRange {
+                network: without_host_bits(range).with_context(|| format!("neighbor {who}"))?,
+                limit: neighbor.limit.unwrap_or(PeerRange::LIMIT),
+                template: made,
+            }),
+            _ => bail!("neighbor {who}: give either address or range"),
+        }
+    }
+    let problems = config.problems();
+    if !problems.is_empty() {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        bail!("{}", lines.join("; "));
+    }
+
+    let mut originate = BTreeMap::new();
+    for own in &file.originate {
+        let prefix = without_host_bits(own.prefix).context("originate")?;
+        let attributes = OriginAttributes {
+            next_hop: own.next_hop,
+            local_pref: own.local_pref,
+            med: own.med,
+            ..OriginAttributes::with_communities(communities(&own.communities).context("originate")?)
+        };
+        if originate.insert(prefix, attributes).is_some() {
+            bail!("originate: {prefix} is there twice");
+        }
+    }
+    Ok(Speaker {
+        config,
+        originate,
+        install: file.kernel.install,
+        warnings,
+    })
+}
+
+fn without_host_bits(network: IpNetwork) -> anyhow::Result<IpNetwork> {
+    if network.ip() != network.network() {
+        bail!(
+            "{network} has bits set behind its length; {}/{} is meant?",
+            network.network(),
+            network.prefix()
+        );
+    }
+    Ok(network)
+}
+
+fn neighbor_config(
+    neighbor: &Neighbor,
+    who: &str,
+    our_asn: u32,
+    filters: &BTreeMap<String, Filter>,
+    password: &dyn Fn(&str) -> anyhow::Result<String>,
+    warnings: &mut Vec<String>,
+) -> anyhow::Result<PeerConfig> {
+    let asn = match neighbor.asn {
+        AsWord::Number(number) => PeerAs::Fixed(number),
+        AsWord::Word(AsKind::External) => PeerAs::External,
+        AsWord::Word(AsKind::Internal) => PeerAs::Internal,
+        AsWord::Word(AsKind::Any) => PeerAs::Any,
+    };
+    // A template has the network's address, which is never connected to.
+    let address = neighbor
+        .address
+        .or(neighbor.range.map(|range| range.ip()))
+        .context("neither address nor range")?;
+    let mut peer = PeerConfig::new(who, address, asn);
+    peer.description = neighbor.description.clone().unwrap_or_default();
+    peer.port = neighbor.port.unwrap_or(peer.port);
+    peer.local_asn = neighbor.local_asn;
+    peer.local_address = neighbor.local_address;
+    peer.passive = neighbor.passive;
+    peer.shutdown = neighbor.shutdown;
+    let seconds = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);
+    peer.hold_time = seconds(neighbor.hold_time, peer.hold_time);
+    peer.keepalive = neighbor.keepalive.map(Duration::from_secs);
+    peer.connect_retry = seconds(neighbor.connect_retry, peer.connect_retry);
+    if let Some(families) = &neighbor.families {
+        peer.families = families
+            .iter()
+            .map(|word| match word {
+                FamilyWord::Ipv4 => Family::Ipv4Unicast,
+                FamilyWord::Ipv6 => Family::Ipv6Unicast,
+            })
+            .collect::<BTreeSet<_>>();
+    }
+    peer.next_hop = match neighbor.next_hop {
+        None | Some(NextHopWord::Auto) => NextHopMode::Auto,
+        Some(NextHopWord::SelfAddress) => NextHopMode::SelfAddress,
+        Some(NextHopWord::Keep) => NextHopMode::Keep,
+    };
+    peer.next_hop_v4 = neighbor.next_hop_v4;
+    peer.next_hop_v6 = neighbor.next_hop_v6;
+    peer.rr_client = neighbor.route_reflector_client;
+    peer.ttl = match (neighbor.ttl, neighbor.ttl_security) {
+        (None, None) => Ttl::Multihop,
+        (Some(ttl), None) => Ttl::Hops(ttl),
+        (None, Some(hops)) => Ttl::Security { hops },
+        (Some(_), Some(_)) => bail!("ttl and ttl-security exclude each other"),
+    };
+    if let Some(file) = &neighbor.password_file {
+        peer.password = Some(Secret::new(password(file)?));
+    }
+    peer.allow_as_in = neighbor.allow_own_as;
+    peer.max_prefix = neighbor.max_prefix;
+    peer.max_prefix_restart = match neighbor.max_prefix_restart {
+        Some(0) => None,
+        Some(time) => Some(Duration::from_secs(time)),
+        None => peer.max_prefix_restart,
+    };
+    let add_path = neighbor.add_path.unwrap_or(AddPathWord::None);
+    peer.add_path_receive = matches!(add_path, AddPathWord::Receive | AddPathWord::Both);
+    if matches!(add_path, AddPathWord::Send | AddPathWord::Both) {
+        peer.add_path_send = neighbor.add_path_count.unwrap_or(ADD_PATH_COUNT);
+        if peer.add_path_send < 2 {
+            bail!("add-path-count: less than two paths a prefix is no ADD-PATH");
+        }
+    } else if neighbor.add_path_count.is_some() {
+        bail!("add-path-count says how many paths are sent, and add-path does not say that any are");
+    }
+    peer.graceful_restart = neighbor.graceful_restart.unwrap_or(true);
+    peer.restart_time = neighbor.restart_time.map(Duration::from_secs);
+    peer.extended_messages = neighbor.extended_messages;
+    peer.role = neighbor.role.map(|role| match role {
+        RoleWord::Provider => Role::Provider,
+        RoleWord::RouteServer => Role::RouteServer,
+        RoleWord::RouteServerClient => Role::RouteServerClient,
+        RoleWord::Customer => Role::Customer,
+        RoleWord::Peer => Role::Peer,
+    });
+    if neighbor.strict_role && peer.role.is_none() {
+        bail!("strict-role without a role");
+    }
+    peer.strict_role = neighbor.strict_role;
+    let named = |name: &Option<String>, field: &str| match name {
+        None => Ok(unless_external()),
+        Some(name) => filters
+            .get(name)
+            .cloned()
+            .with_context(|| format!("{field}: there is no filter {name:?}")),
+    };
+    peer.import = named(&neighbor.import, "import")?;
+    peer.export = named(&neighbor.export, "export")?;
+    let ours = peer.local_asn.unwrap_or(our_asn);
+    let external = match asn {
+        PeerAs::Fixed(number) => number != ours,
+        PeerAs::External => true,
+        PeerAs::Internal | PeerAs::Any => false,
+    };
+    for (field, given) in [("import", &neighbor.import), ("export", &neighbor.export)] {
+        if external && given.is_none() {
+            warnings.push(format!(
+                "neighbor {who}: without {field} nothing passes to or from another AS (RFC 8212); say {field} = \"accept\" or a filter"
+            ));
+        }
+    }
+    Ok(peer)
+}
+
+/// RFC 8212: without a policy nothing is exchanged with another AS. Within ours everything is.
+fn unless_external() -> Filter {
+    let mut inside = Rule::new(Action::Accept);
+    inside.peer_type = Some(PeerType::Ibgp);
+    Filter {
+        rules: vec![inside],
+        default: Action::Reject,
+    }
+}
+
+fn communities(words: &[String]) -> anyhow::Result<Vec<Community>> {
+    words.iter().map(|word| Ok(word.parse()?)).collect()
+}
+
+fn filter(table: &FilterTable) -> anyhow::Result<Filter> {
+    let rules = table
+        .rule
+        .iter()
+        .enumerate()
+        .map(|(index, rule)| self::rule(rule).with_context(|| format!("rule {}", index + 1)));
+    Ok(Filter {
+        rules: rules.collect::<anyhow::Result<_>>()?,
+        default: action(table.default),
+    })
+}
+
+fn action(word: Action2) -> Action {
+    match word {
+        Action2::Accept => Action::Accept,
+        Action2::Reject => Action::Reject,
+    }
+}
+
+fn rule(table: &RuleTable) -> anyhow::Result<Rule> {
+    let mut rule = Rule::new(action(table.action));
+    if table.prefix.is_none() && table.relation.is_some() {
+        bail!("match says how a prefix is compared, and there is none");
+    }
+    if table.prefix.is_some() || table.min_length.is_some() || table.max_length.is_some() {
+        rule.prefix = Some(PrefixMatch {
+            network: table.prefix.map(without_host_bits).transpose()?,
+            operator: match table.relation {
+                None | Some(MatchWord::Equal)
+                    if table.relation.is_some() || table.min_length.or(table.max_length).is_none() =>
+                {
+                    PrefixOperator::Equal
+                }
+                // With a range of lengths the prefix is what they are inside of, as in everybody's prefix lists.
+                None | Some(MatchWord::In | MatchWord::Equal) => PrefixOperator::In,
+                Some(MatchWord::NotEqual) => PrefixOperator::NotEqual,
+                Some(MatchWord::NotIn) => PrefixOperator::NotIn,
+            },
+            min_length: table.min_length,
+            max_length: table.max_length,
+        });
+    }
+    rule.source = table.source.map(|source| match source {
+        SourceWord::Peer => RouteSource::Peer,
+        SourceWord::Local => RouteSource::Local,
+    });
+    rule.peer_type = table.peer_type;
+    rule.communities = communities(&table.communities)?.into_iter().collect();
+    rule.as_path_prefix.clone_from(&table.as_path);
+    rule.local_pref = table.local_pref;
+    let operations = &mut rule.operations;
+    operations.extend(
+        communities(&table.remove_communities)?
+            .into_iter()
+            .map(Operation::RemoveCommunity),
+    );
+    operations.extend(
+        communities(&table.add_communities)?
+            .into_iter()
+            .map(Operation::AddCommunity),
+    );
+    if !table.prepend.is_empty() {
+        operations.push(Operation::PrependAsPath(table.prepend.clone()));
+    }
+    operations.extend(table.set_local_pref.map(Operation::SetLocalPref));
+    operations.extend(table.set_med.map(Operation::SetMed));
+    if rule.action == Action::Reject && !operations.is_empty() {
+        bail!("a rule that rejects changes nothing");
+    }
+    Ok(rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> anyhow::Result<Speaker> {
+        parse(text, &|name| match name {
+            "key" | "secrets/tor" => Ok("s3cret".into()),
+            other => bail!("no file {other}"),
+        })
+    }
+
+    fn refused(text: &str) -> String {
+        format!("{:#}", read(text).unwrap_err())
+    }
+
+    const HEAD: &str = "router-id = \"10.0.0.1\"\nasn = 65000\n";
+
+    #[test]
+    fn the_sample_is_understood_and_means_what_its_comments_say() {
+        let speaker = read(include_str!("../../../examples/speaker.toml")).unwrap();
+        assert_eq!(speaker.warnings, Vec::<String>::new());
+        let config = &speaker.config;
+        assert_eq!(
+            (config.router_id.to_string(), config.asn),
+            ("10.0.0.1".into(), 65000)
+        );
+        assert_eq!(config.cluster_id, Some([10, 0, 0, 1].into()));
+        assert_eq!(
+            config.listen,
+            ["10.0.0.1:179".parse().unwrap(), "[fd00::1]:179".parse().unwrap()]
+        );
+        assert!(!speaker.install);
+        assert_eq!(
+            speaker
+                .originate
+                .keys()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+            ["198.51.100.0/24"]
+        );
+        let tor = config.peers.iter().find(|peer| peer.name == "tor-a").unwrap();
+        assert_eq!(tor.asn, PeerAs::Fixed(65001));
+        assert_eq!(tor.password.as_ref().map(Secret::expose), Some("s3cret"));
+        assert_eq!(tor.ttl, Ttl::Security { hops: 1 });
+        assert_eq!((tor.import.rules.len(), tor.import.default), (2, Action::Reject));
+        assert_eq!(tor.export.default, Action::Reject);
+        assert_eq!(
+            (tor.max_prefix, tor.max_prefix_restart),
+            (Some(10_000), Some(Duration::from_secs(600)))
+        );
+        let nodes = &config.ranges[0];
+        assert_eq!(nodes.network, "10.0.0.0/24".parse::<IpNetwork>().unwrap());
+        assert_eq!(nodes.template.asn, PeerAs::Internal);
+        assert!(
+            nodes.template.rr_client && nodes.template.add_path_receive && nodes.template.add_path_send == 4
+        );
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_place() {
+        let unknown = refused(&format!(
+            "{HEAD}[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 65001\nholdtime = 9\n"
+        ));
+        assert!(
+            unknown.contains("line 6") && unknown.contains("holdtime"),
+            "{unknown}"
+        );
+        let cases = [
+            ("[[neighbor]]\nasn = 1\n", "neither address nor range"),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nrange = \"10.0.0.0/24\"\nasn = 1\n",
+                "give either",
+            ),
+            (
+                "[[neighbor]]\nname = \"x\"\naddress = \"10.0.0.2\"\nasn = 1\nimport = \"none\"\n",
+                "neighbor x: import: there is no filter \"none\"",
+            ),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\npassword-file = \"gone\"\n",
+                "no file gone",
+            ),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nhold-time = 2\n",
+                "hold time",
+            ),
+            ("[[neighbor]]\nrange = \"10.0.0.1/24\"\nasn = 1\n", "10.0.0.0/24"),
+            ("[[originate]]\nprefix = \"10.0.0.1/24\"\n", "10.0.0.0/24"),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = \"ebgp\"\n",
+                "external",
+            ),
+            (
+                "[filter.x]\ndefault = \"accept\"\n[[filter.x.rule]]\naction = \"reject\"\nset-med = 1\n",
+                "filter x: rule 1: a rule that rejects",
+            ),
+        ];
+        for (text, part) in cases {
+            let said = refused(&format!("{HEAD}{text}"));
+            assert!(said.contains(part), "{said}\nhas no {part:?}");
+        }
+    }
+
+    /// RFC 8212.
+    #[test]
+    fn without_a_policy_nothing_passes_between_ases_and_that_is_said() {
+        let speaker = read(&format!(
+            "{HEAD}[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 65001\n[[neighbor]]\naddress = \"10.0.0.3\"\nasn = \"internal\"\n"
+        ))
+        .unwrap();
+        assert_eq!(speaker.warnings.len(), 2, "{:?}", speaker.warnings);
+        assert!(speaker.warnings[0].contains("10.0.0.2") && speaker.warnings[0].contains("RFC 8212"));
+        let import = &speaker.config.peers[0].import;
+        assert_eq!(import.default, Action::Reject);
+        assert_eq!(import.rules[0].peer_type, Some(PeerType::Ibgp));
+    }
+
+    #[test]
+    fn lengths_alone_are_inside_and_a_bare_prefix_is_itself() {
+        let speaker = read(&format!(
+            "{HEAD}[filter.x]\ndefault = \"reject\"\n\
+             [[filter.x.rule]]\naction = \"accept\"\nprefix = \"10.0.0.0/8\"\n\
+             [[filter.x.rule]]\naction = \"accept\"\nprefix = \"10.0.0.0/8\"\nmin-length = 24\n\
+             [[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nimport = \"x\"\nexport = \"x\"\n"
+        ))
+        .unwrap();
+        let operators: Vec<_> = speaker.config.peers[0]
+            .import
+            .rules
+            .iter()
+            .map(|rule| rule.prefix.as_ref().unwrap().operator)
+            .collect();
+        assert_eq!(operators, [PrefixOperator::Equal, PrefixOperator::In]);
+    }
+}

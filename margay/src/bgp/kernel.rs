@@ -1,0 +1,127 @@
+//! Learned routes into the main table, by felix's writer of routes: the same protocol number, metric and next-hop handling as
+//! the node daemon's, on a thread of its own.
+//!
+//! Batches coalesce: what has arrived while the last was written is one netlink batch. Nobody watches the kernel here; links
+//! and routes are looked at anew every [`AUDIT`], and what somebody removed meanwhile is written again.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bgpd::RouteChange;
+use felix::routetable::{self, Class, RouteTable, Target};
+use felix::sys::links;
+use felix::sys::rtnl::{Error, Rtnl};
+
+/// How often the kernel is compared with what it should have.
+const AUDIT: Duration = Duration::from_secs(30);
+/// How often routes that could not be written are tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+enum Told {
+    Changes(Vec<RouteChange>),
+    InSync,
+}
+
+/// The writer. When it is dropped it stops; the kernel keeps the routes.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    told: Sender<Told>,
+    /// Routes of ours were there at the start: a speaker before this one was forwarding.
+    pub(super) restarting: bool,
+}
+
+impl Kernel {
+    /// Opens the kernel's side and adopts what an earlier speaker left.
+    pub(super) fn start() -> anyhow::Result<Self> {
+        let mut writer = Writer {
+            rtnl: Rtnl::open().context("cannot open a route socket")?,
+            routes: RouteTable::new(),
+            audited: Instant::now(),
+        };
+        let left = writer.audit().context("cannot list routes")?;
+        let (told, inbox) = channel();
+        std::thread::Builder::new()
+            .name("routes".into())
+            .spawn(move || writer.run(&inbox))?;
+        Ok(Self {
+            told,
+            restarting: left > 0,
+        })
+    }
+
+    pub(super) fn change(&self, changes: Vec<RouteChange>) {
+        // The thread ends only with the process.
+        drop(self.told.send(Told::Changes(changes)));
+    }
+
+    /// Everything that peers had to say is said: what is left of an earlier speaker goes.
+    pub(super) fn in_sync(&self) {
+        drop(self.told.send(Told::InSync));
+    }
+}
+
+struct Writer {
+    rtnl: Rtnl,
+    routes: RouteTable,
+    audited: Instant,
+}
+
+impl Writer {
+    fn audit(&mut self) -> Result<usize, Error> {
+        let dump = routetable::dump(&mut self.rtnl)?;
+        self.routes.adopt(&dump);
+        self.audited = Instant::now();
+        Ok(dump.len())
+    }
+
+    fn run(mut self, inbox: &Receiver<Told>) {
+        loop {
+            match inbox.recv_timeout(RETRY) {
+                Ok(told) => self.take(told),
+                Err(RecvTimeoutError::Timeout) => self.routes.retry(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while let Ok(told) = inbox.try_recv() {
+                self.take(told);
+            }
+            let written = self.write();
+            if let Err(error) = written {
+                tracing::warn!(%error, "cannot write routes; beginning again");
+                match Rtnl::open() {
+                    Ok(rtnl) => self.rtnl = rtnl,
+                    Err(error) => tracing::warn!(%error, "cannot open a route socket"),
+                }
+                if let Err(error) = self.audit() {
+                    tracing::warn!(%error, "cannot list routes");
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, told: Told) {
+        match told {
+            Told::Changes(changes) => {
+                for change in changes {
+                    let hops: std::collections::BTreeSet<_> =
+                        change.next_hops.into_iter().map(Into::into).collect();
+                    let target = (!hops.is_empty()).then_some(Target::NextHops(hops));
+                    self.routes.want(change.prefix, Class::Learned, target);
+                }
+            }
+            Told::InSync => self.routes.learned_in_sync(),
+        }
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        if self.audited.elapsed() >= AUDIT {
+            self.audit()?;
+        }
+        if self.routes.is_dirty() {
+            let links = links::links(&mut self.rtnl)?;
+            self.routes.remove(&mut self.rtnl)?;
+            self.routes.add(&mut self.rtnl, &links, |_| true)?;
+        }
+        Ok(())
+    }
+}

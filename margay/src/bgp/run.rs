@@ -1,0 +1,143 @@
+//! `margay bgp run`: one file, one speaker, in the foreground.
+//!
+//! SIGHUP reads the file again and applies the difference; a file that cannot be used changes nothing. SIGTERM and SIGINT close
+//! the sessions without a word, so that peers keep the routes for the next process (RFC 4724), and leave the kernel's
+//! routes where they are.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use bgpd::Event;
+use bgpd::net::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::api::{self, HasSpeaker};
+use super::file::{self, Speaker};
+use super::kernel::Kernel;
+use crate::api::DEFAULT_SOCKET;
+use crate::node::api::bind_socket;
+
+/// What the command line says.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// The file.
+    pub(crate) config: PathBuf,
+    /// Where to listen for the command line.
+    pub(crate) socket: PathBuf,
+}
+
+#[derive(Clone)]
+struct Alone(Arc<Handle>);
+
+impl HasSpeaker for Alone {
+    fn speaker(&self) -> Option<Arc<Handle>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting.
+pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut speaker = read(&options.config)?;
+    let listener = bind_socket(&options.socket)?;
+    let kernel = if speaker.install {
+        alone_on_this_machine(&options.socket)?;
+        Some(Kernel::start()?)
+    } else {
+        None
+    };
+    // Where others write the routes, or nobody does, forwarding does not depend on this process: nothing was lost while it
+    // was away, whoever restarts it.
+    let restarting = kernel.as_ref().is_none_or(|kernel| kernel.restarting);
+    speaker.config.graceful_restart.restarting = restarting;
+    let (handle, mut events) = bgpd::net::spawn(speaker.config.clone()).context("cannot start")?;
+    handle.set_originated(speaker.originate.clone()).await?;
+    let handle = Arc::new(handle);
+    tracing::info!(
+        router_id = %speaker.config.router_id,
+        asn = speaker.config.asn,
+        peers = speaker.config.peers.len(),
+        ranges = speaker.config.ranges.len(),
+        install = speaker.install,
+        "speaker started"
+    );
+    let routes: Router = api::router().with_state(Alone(Arc::clone(&handle)));
+    let mut served = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let ended = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            _ = hangup.recv() => reload(&options.config, &mut speaker, &handle, restarting).await,
+            ended = &mut served => {
+                break Err(anyhow::anyhow!("the API socket failed: {ended:?}"));
+            }
+            event = events.recv() => match event {
+                Some(Event::Routes(changes)) => if let Some(kernel) = &kernel {
+                    kernel.change(changes);
+                },
+                Some(Event::InitialSync) => if let Some(kernel) = &kernel {
+                    kernel.in_sync();
+                },
+                Some(Event::PeerState { .. }) => {}
+                None => break Err(anyhow::anyhow!("the speaker has stopped")),
+            }
+        }
+    };
+    tracing::info!("speaker is stopping; peers that agreed on graceful restart keep its routes");
+    // Whether it stopped by itself is what `ended` says.
+    let _ = handle.shutdown(true).await;
+    let _ = std::fs::remove_file(&options.socket);
+    ended
+}
+
+fn read(path: &Path) -> anyhow::Result<Speaker> {
+    let speaker = file::load(path)?;
+    for warning in &speaker.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(speaker)
+}
+
+async fn reload(path: &Path, running: &mut Speaker, handle: &Handle, restarting: bool) {
+    let mut new = match read(path) {
+        Ok(new) => new,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the configuration stays as it was");
+            return;
+        }
+    };
+    new.config.graceful_restart.restarting = restarting;
+    if new.install != running.install {
+        tracing::warn!("kernel.install takes effect when the speaker is started again");
+        new.install = running.install;
+    }
+    if let Err(error) = handle.reconfigure(new.config.clone()).await {
+        tracing::error!(%error, "the configuration is not in force wholly");
+    }
+    if new.originate != running.originate
+        && let Err(error) = handle.set_originated(new.originate.clone()).await
+    {
+        tracing::error!(%error, "cannot say what to announce");
+    }
+    *running = new;
+    tracing::info!("configuration read again");
+}
+
+/// Two programs that write routes under one protocol number would delete each other's.
+fn alone_on_this_machine(socket: &Path) -> anyhow::Result<()> {
+    let other = Path::new(DEFAULT_SOCKET);
+    if other != socket && std::os::unix::net::UnixStream::connect(other).is_ok() {
+        anyhow::bail!(
+            "kernel.install: a margay daemon answers on {DEFAULT_SOCKET}, and two programs must not write the same routes; \
+             stop it, or set install = false"
+        );
+    }
+    Ok(())
+}

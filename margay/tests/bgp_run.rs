@@ -1,0 +1,313 @@
+//! `margay bgp run` as its user sees it: two of them on the ends of a wire, each with one file.
+//!
+//! The runner starts this very program again inside `unshare`; whatever happens there ends with it. Without `ip`, `unshare` or
+//! the right to make namespaces the cases are shown as ignored, with the reason.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test says what is wrong by failing"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const INSIDE: &str = "MARGAY_BGP_RUN_CASE";
+
+const CASES: [(&str, fn()); 2] = [
+    ("routes_reach_the_kernel_and_survive_reload_and_restart", life),
+    ("a_file_with_a_mistake_starts_nothing", mistake),
+];
+
+fn main() -> ExitCode {
+    if let Ok(case) = std::env::var(INSIDE) {
+        let (_, run) = CASES
+            .iter()
+            .find(|(name, _)| *name == case)
+            .expect("a case of that name");
+        run();
+        return ExitCode::SUCCESS;
+    }
+    let missing = missing();
+    if let Some(reason) = &missing {
+        eprintln!("ignored: {reason}");
+    }
+    let trials = CASES.iter().map(|(name, _)| {
+        let trial = Trial::test(*name, move || in_namespaces(name)).with_ignored_flag(missing.is_some());
+        match &missing {
+            Some(reason) => trial.with_kind(reason.clone()),
+            None => trial,
+        }
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
+
+fn missing() -> Option<String> {
+    for program in ["ip", "unshare", "nsenter"] {
+        let found = std::env::var_os("PATH").is_some_and(|path| {
+            std::env::split_paths(&path)
+                .chain(["/usr/sbin".into(), "/sbin".into()])
+                .any(|dir| dir.join(program).is_file())
+        });
+        if !found {
+            return Some(format!("no {program}"));
+        }
+    }
+    let mut probe = unshared();
+    let allowed = probe.arg("true").stderr(Stdio::null()).status();
+    (!allowed.is_ok_and(|status| status.success())).then(|| "namespaces are not allowed here".to_owned())
+}
+
+fn unshared() -> Command {
+    let mut command = Command::new("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        command.args(["-U", "-r"]);
+    }
+    // With a pid namespace of its own, everything started inside ends with the case.
+    command.args(["-n", "-m", "-p", "-f", "--mount-proc", "--kill-child", "--"]);
+    command
+}
+
+fn in_namespaces(case: &str) -> Result<(), Failed> {
+    let output = unshared()
+        .arg(std::env::current_exe()?)
+        .env(INSIDE, case)
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Err(format!(
+        "{}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    )
+    .into())
+}
+
+fn run(words: &str) -> String {
+    let mut words = words.split(' ');
+    let program = words.next().unwrap();
+    let output = Command::new(program).args(words).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// One speaker: its file, its socket, and in whose network namespace it runs.
+struct Speaker {
+    file: PathBuf,
+    socket: PathBuf,
+    of: Option<u32>,
+    process: Option<Child>,
+}
+
+impl Speaker {
+    fn new(folder: &Path, name: &str, of: Option<u32>) -> Self {
+        Self {
+            file: folder.join(format!("{name}.toml")),
+            socket: folder.join(format!("{name}.sock")),
+            of,
+            process: None,
+        }
+    }
+
+    fn start(&mut self) {
+        let mut command = match self.of {
+            None => Command::new(env!("CARGO_BIN_EXE_margay")),
+            Some(pid) => {
+                let mut command = Command::new("nsenter");
+                command.args(["-t", &pid.to_string(), "-n", env!("CARGO_BIN_EXE_margay")]);
+                command
+            }
+        };
+        command.args(["bgp", "run", "--config"]).arg(&self.file);
+        self.process = Some(command.arg("--socket").arg(&self.socket).spawn().unwrap());
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = self.process.as_ref().unwrap().id();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    }
+
+    fn stop(&mut self) {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        let status = self.process.take().unwrap().wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
+    /// What a question is answered with; nothing while the speaker is not there.
+    fn ask(&self, words: &[&str]) -> Option<Value> {
+        let output = Command::new(env!("CARGO_BIN_EXE_margay"))
+            .arg("bgp")
+            .args(words)
+            .args(["-o", "json", "--socket"])
+            .arg(&self.socket)
+            .output()
+            .unwrap();
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    fn neighbor(&self) -> Option<Value> {
+        let found = self.ask(&["neighbors"])?;
+        let neighbor = found.get(0)?;
+        (neighbor["state"] == "Established").then(|| neighbor.clone())
+    }
+}
+
+const B: &str = r#"
+router-id = "10.9.0.2"
+asn = 65000
+listen = []
+[[neighbor]]
+address = "10.9.0.1"
+asn = 65000
+password-file = "key"
+connect-retry = 1
+next-hop-v6 = "fd09::2"
+[[originate]]
+prefix = "198.51.100.0/24"
+communities = ["65000:7"]
+"#;
+
+fn life() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("key"), "one key for the whole range\n").unwrap();
+    run("ip link set lo up");
+    run("ip link add here type veth peer name there");
+    run("ip addr add 10.9.0.1/24 dev here");
+    run("ip addr add fd09::1/64 dev here nodad");
+    run("ip link set here up");
+    let mut other = Command::new("unshare")
+        .args(["-n", "sleep", "infinity"])
+        .spawn()
+        .unwrap();
+    let pid = other.id();
+    let inside = |words: &str| {
+        let status = Command::new("nsenter")
+            .args(["-t", &pid.to_string(), "-n"])
+            .args(words.split(' '))
+            .stderr(Stdio::null())
+            .status();
+        status.unwrap().success()
+    };
+    until("the other end is a namespace of its own", || {
+        !inside("ip link show here")
+    });
+    run(&format!("ip link set there netns {}", pid));
+    for words in [
+        "ip addr add 10.9.0.2/24 dev there",
+        "ip addr add fd09::2/64 dev there nodad",
+        "ip link set there up",
+    ] {
+        assert!(inside(words), "{words}");
+    }
+
+    let mut a = Speaker::new(folder.path(), "a", None);
+    let mut b = Speaker::new(folder.path(), "b", Some(pid));
+    std::fs::write(
+        &a.file,
+        r#"
+router-id = "10.9.0.1"
+asn = 65000
+listen = ["10.9.0.1:179"]
+[graceful-restart]
+restart-time = 10
+[kernel]
+install = true
+[[neighbor]]
+name = "rack"
+range = "10.9.0.0/24"
+asn = "internal"
+route-reflector-client = true
+password-file = "key"
+next-hop-v6 = "fd09::1"
+"#,
+    )
+    .unwrap();
+    std::fs::write(&b.file, B).unwrap();
+    a.start();
+    b.start();
+    until("the session is up", || a.neighbor().is_some());
+    assert_eq!(a.neighbor().unwrap()["name"], "rack-10.9.0.2");
+    let routes = || run("ip route show proto 109");
+    until("the route is in the kernel", || {
+        routes().contains("198.51.100.0/24 via 10.9.0.2")
+    });
+    assert!(routes().contains("metric 1024"), "{}", routes());
+    let learned = a.ask(&["routes"]).unwrap();
+    assert_eq!(learned[0]["communities"][0], "65000:7");
+
+    // A file that cannot be used changes nothing; one that can is the difference, and the session does not notice.
+    std::fs::write(&b.file, format!("{B}nonsense = 1\n")).unwrap();
+    b.signal(nix::sys::signal::Signal::SIGHUP);
+    std::fs::write(
+        &b.file,
+        format!("{B}[[originate]]\nprefix = \"2001:db8:9::/48\"\n"),
+    )
+    .unwrap();
+    b.signal(nix::sys::signal::Signal::SIGHUP);
+    let routes6 = || run("ip -6 route show proto 109");
+    until("the new route is there", || {
+        routes6().contains("2001:db8:9::/48 via fd09::2")
+    });
+    assert!(routes().contains("198.51.100.0/24"));
+    assert_eq!(b.neighbor().unwrap()["established_count"], 1);
+
+    // Stopped, it leaves the routes; started again, it keeps those that are told again and no others.
+    a.stop();
+    assert!(routes().contains("198.51.100.0/24") && routes6().contains("2001:db8:9::/48"));
+    std::fs::write(&b.file, B).unwrap();
+    b.signal(nix::sys::signal::Signal::SIGHUP);
+    a.start();
+    until("what is not told again goes", || {
+        !routes6().contains("2001:db8:9::/48")
+    });
+    assert!(routes().contains("198.51.100.0/24"));
+    b.stop();
+    a.stop();
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+fn mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut speaker = Speaker::new(folder.path(), "a", None);
+    std::fs::write(
+        &speaker.file,
+        "router-id = \"10.9.0.1\"\nasn = 65000\nport = 1790\n",
+    )
+    .unwrap();
+    speaker.start();
+    let status = speaker.process.take().unwrap().wait().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(!speaker.socket.exists());
+    let output = Command::new(env!("CARGO_BIN_EXE_margay"))
+        .args(["bgp", "run", "--check", "--config"])
+        .arg(&speaker.file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("line 3") && said.contains("`port`"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
