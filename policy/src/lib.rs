@@ -4,6 +4,7 @@
 //! input always gives the same output. Layers, each using only those above it:
 //!
 //! ```text
+//! tree       YAML and JSON documents in which every value knows its place
 //! selector   label expressions: parse, print, match, analyse
 //! resource   the kinds of the API, as typed structs beside their JSON
 //! validate   what a well-formed object must also satisfy
@@ -21,10 +22,10 @@ pub mod explain;
 pub mod kubernetes;
 pub mod manifest;
 pub mod model;
+pub mod nearest;
 pub mod packet;
 pub mod path;
 pub mod resource;
 pub mod selector;
+pub mod tree;
 pub mod validate;
-
-mod nearest;

@@ -5,10 +5,7 @@ const MAX_SUGGESTIONS: usize = 3;
 
 /// Results of `candidates` (a spelling, and what it stands for) whose spelling is near `wanted`, the nearest
 /// first, each once. Case does not count.
-pub(crate) fn nearest<'a>(
-    wanted: &str,
-    candidates: impl IntoIterator<Item = (&'a str, &'a str)>,
-) -> Vec<&'a str> {
+pub fn nearest<'a>(wanted: &str, candidates: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<&'a str> {
     let wanted: Vec<char> = wanted.to_lowercase().chars().collect();
     // A third of the letters may differ: more would suggest unrelated short words.
     let limit = (wanted.len() / 3).max(1);

@@ -11,7 +11,6 @@
 
 mod diagnostic;
 mod strict;
-mod tree;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -23,9 +22,9 @@ use crate::nearest::nearest;
 use crate::path::Path;
 use crate::resource::shape::{Described, FieldShape, ObjectShape, Shape};
 use crate::resource::{API_VERSION, Kind, ObjectMeta, Resource, Source};
+use crate::tree::{self, Data, Node, Position};
 use crate::validate::{self, Problem};
 use strict::Found;
-use tree::{Data, Node, Position};
 
 /// Largest text that is looked at, in bytes.
 pub const MAX_TEXT: usize = 16 << 20;
@@ -212,7 +211,11 @@ impl Reader<'_> {
 
     fn document(&mut self, text: &str, first_line: u32) {
         let mut errors = Vec::new();
-        let root = tree::parse(text, first_line, &mut errors);
+        let options = tree::Options {
+            first_line,
+            ..tree::Options::default()
+        };
+        let root = tree::parse(text, options, &mut errors);
         let failed = !errors.is_empty();
         for error in errors {
             self.error(error.at, &Path::root(), error.message, None);

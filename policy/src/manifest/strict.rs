@@ -3,8 +3,7 @@
 use crate::nearest::nearest;
 use crate::path::Path;
 use crate::resource::shape::{ObjectShape, Shape};
-
-use super::tree::{Data, Node, Position};
+use crate::tree::{Data, Node, Position};
 
 /// Something that does not fit.
 pub(super) struct Misfit {
@@ -19,7 +18,7 @@ pub(super) struct Misfit {
 pub(super) fn check(node: &Node, shape: Shape, path: &Path, found: &mut Found) {
     match (shape, &node.data) {
         // Nothing is the same as leaving the field out, as everywhere in this API.
-        (_, Data::Null) | (Shape::Any, _) | (Shape::Bool, Data::Bool(_)) => {}
+        (_, Data::Null) | (Shape::Any, _) | (Shape::Bool, Data::Bool(..)) => {}
         (Shape::Number, Data::Number(number, text)) => {
             if number.as_f64().is_none_or(|v| !v.is_finite()) {
                 found.misfit(node.at, path, format!("{text} is not a finite number"), None);
@@ -86,7 +85,7 @@ pub(super) fn check(node: &Node, shape: Shape, path: &Path, found: &mut Found) {
                 (Shape::Text { .. } | Shape::Enum(_), Data::Number(_, text)) => {
                     Some(format!("write \"{text}\", in quotes"))
                 }
-                (Shape::Text { .. } | Shape::Enum(_), Data::Bool(b)) => {
+                (Shape::Text { .. } | Shape::Enum(_), Data::Bool(b, _)) => {
                     Some(format!("write \"{b}\", in quotes"))
                 }
                 (Shape::Bool, Data::Text(text)) if matches!(text.as_str(), "yes" | "on" | "Yes" | "On") => {

@@ -14,70 +14,116 @@ use crate::path::{Path, Step};
 const MAX_DEPTH: usize = 64;
 /// Most values in one document, those that aliases repeat included.
 const MAX_VALUES: usize = 1_000_000;
+/// The merge key.
+const MERGE: &str = "<<";
 
-/// A place in the text; line and column from 1, the column in characters.
+/// A place in the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Position {
-    pub(super) line: u32,
-    pub(super) column: u32,
+pub struct Position {
+    /// Line, from 1.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
 }
 
 /// A value and its place.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) at: Position,
+pub struct Node {
+    /// Where it begins; for what an alias stands for, where its anchor is.
+    pub at: Position,
     /// Characters between `at` and the first character of a scalar's text (an opening quote), or `None` where
     /// text and place do not run in parallel (block scalars).
-    pub(super) text_offset: Option<u32>,
-    pub(super) data: Data,
+    pub text_offset: Option<u32>,
+    /// The value.
+    pub data: Data,
 }
 
+/// What a value can be.
 #[derive(Clone, Debug)]
-pub(super) enum Data {
+pub enum Data {
+    /// Nothing, `~` or `null`.
     Null,
-    Bool(bool),
+    /// A truth value, with the text it was written as.
+    Bool(bool, String),
     /// A number, with the text it was written as.
     Number(Number, String),
+    /// Any other scalar.
     Text(String),
+    /// Items in the order of the text.
     List(Vec<Node>),
     /// Members in the order of the text; keys are unique.
     Object(Vec<Member>),
 }
 
+/// One member of an object.
 #[derive(Clone, Debug)]
-pub(super) struct Member {
-    pub(super) key: String,
-    pub(super) key_at: Position,
-    pub(super) value: Node,
+pub struct Member {
+    /// Its name.
+    pub key: String,
+    /// Where the name stands.
+    pub key_at: Position,
+    /// What it holds.
+    pub value: Node,
 }
 
 /// Why a text is not a document, and where.
 #[derive(Clone, Debug)]
-pub(super) struct TreeError {
-    pub(super) at: Position,
-    pub(super) message: String,
+pub struct TreeError {
+    /// Where.
+    pub at: Position,
+    /// Why.
+    pub message: String,
+}
+
+/// What may differ from text to text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Number of the text's first line, for texts that are a part of a file.
+    pub first_line: u32,
+    /// Whether `<<` takes over the members of other objects (the merge key of YAML 1.1, which 1.2 has no more). What
+    /// the object says itself wins, and of several sources the earlier one. Without it `<<` is an error.
+    pub merge_keys: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            first_line: 1,
+            merge_keys: false,
+        }
+    }
 }
 
 impl Node {
-    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+    /// The member `key` of an object.
+    pub fn get(&self, key: &str) -> Option<&Self> {
         match &self.data {
             Data::Object(members) => members.iter().find(|m| m.key == key).map(|m| &m.value),
             _ => None,
         }
     }
 
-    pub(super) fn text(&self) -> Option<&str> {
+    /// The text of a string; a number or a boolean is none.
+    pub fn text(&self) -> Option<&str> {
         match &self.data {
             Data::Text(text) => Some(text),
             _ => None,
         }
     }
 
+    /// A scalar as it was written, whatever it looks like; nothing, lists and objects have no such text.
+    pub fn scalar(&self) -> Option<&str> {
+        match &self.data {
+            Data::Bool(_, text) | Data::Number(_, text) | Data::Text(text) => Some(text),
+            Data::Null | Data::List(_) | Data::Object(_) => None,
+        }
+    }
+
     /// What a value of this sort is called.
-    pub(super) fn describe(&self) -> &'static str {
+    pub fn describe(&self) -> &'static str {
         match &self.data {
             Data::Null => "nothing",
-            Data::Bool(_) => "a boolean",
+            Data::Bool(..) => "a boolean",
             Data::Number(..) => "a number",
             Data::Text(_) => "a string",
             Data::List(_) => "a list",
@@ -85,10 +131,11 @@ impl Node {
         }
     }
 
-    pub(super) fn to_json(&self) -> Value {
+    /// The same value without its places.
+    pub fn to_json(&self) -> Value {
         match &self.data {
             Data::Null => Value::Null,
-            Data::Bool(b) => Value::Bool(*b),
+            Data::Bool(b, _) => Value::Bool(*b),
             Data::Number(number, _) => Value::Number(number.clone()),
             Data::Text(text) => Value::String(text.clone()),
             Data::List(items) => Value::Array(items.iter().map(Self::to_json).collect()),
@@ -103,7 +150,7 @@ impl Node {
     }
 
     /// The place of what `path` leads to, or of the deepest part of it that exists.
-    pub(super) fn locate(&self, path: &Path) -> &Self {
+    pub fn locate(&self, path: &Path) -> &Self {
         let mut node = self;
         for step in path.steps() {
             let next = match (step, &node.data) {
@@ -120,15 +167,15 @@ impl Node {
     }
 }
 
-/// Parses one document whose first line is line `first_line` of its file. Duplicate keys are collected into
-/// `errors` and the first of them kept; anything else that is wrong ends the document.
-pub(super) fn parse(
-    text: &str,
-    first_line: u32,
-    errors: &mut Vec<TreeError>,
-) -> Result<Option<Node>, TreeError> {
+/// Parses the one document that `text` holds; `None` if it is empty. Duplicate keys are collected into `errors` and the
+/// first of them kept.
+///
+/// # Errors
+/// Anything else that is wrong ends the document: bad YAML, a tag, an alias without its anchor, a second document, more
+/// values or deeper nesting than the bounds allow.
+pub fn parse(text: &str, options: Options, errors: &mut Vec<TreeError>) -> Result<Option<Node>, TreeError> {
     let mut builder = Builder {
-        first_line,
+        options,
         open: Vec::new(),
         root: None,
         anchors: BTreeMap::new(),
@@ -153,10 +200,12 @@ struct Open {
     anchor: usize,
     /// The key whose value comes next.
     key: Option<(String, Position)>,
+    /// Values of merge keys.
+    merges: Vec<Node>,
 }
 
 struct Builder<'e> {
-    first_line: u32,
+    options: Options,
     open: Vec<Open>,
     root: Option<Node>,
     anchors: BTreeMap<usize, Node>,
@@ -169,7 +218,7 @@ impl Builder<'_> {
         let line = u32::try_from(marker.line().max(1)).unwrap_or(u32::MAX);
         let column = u32::try_from(marker.col() + 1).unwrap_or(u32::MAX);
         Position {
-            line: line.saturating_add(self.first_line - 1),
+            line: line.saturating_add(self.options.first_line.saturating_sub(1)),
             column,
         }
     }
@@ -208,7 +257,10 @@ impl Builder<'_> {
             Event::SequenceStart(anchor, _) => self.begin(Data::List(Vec::new()), anchor, at),
             Event::MappingStart(anchor, _) => self.begin(Data::Object(Vec::new()), anchor, at),
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(open) => self.attach(open.node, open.anchor),
+                Some(open) => {
+                    let node = merged(open.node, open.merges)?;
+                    self.attach(node, open.anchor)
+                }
                 None => Ok(()),
             },
             Event::Alias(anchor) => match self.anchors.get(&anchor) {
@@ -253,6 +305,7 @@ impl Builder<'_> {
             },
             anchor,
             key: None,
+            merges: Vec::new(),
         });
         Ok(())
     }
@@ -268,7 +321,12 @@ impl Builder<'_> {
             self.anchors.insert(anchor, node.clone());
         }
         let Some(parent) = self.open.last_mut() else {
-            self.root = Some(node);
+            if self.root.is_none() {
+                self.root = Some(node);
+            } else if !matches!(node.data, Data::Null) {
+                let message = "this is a second document where one is expected".to_owned();
+                return Err(TreeError { at: node.at, message });
+            }
             return Ok(());
         };
         match &mut parent.node.data {
@@ -278,20 +336,21 @@ impl Builder<'_> {
                     let at = node.at;
                     let key = match node.data {
                         Data::Text(text) | Data::Number(_, text) => text,
-                        Data::Bool(b) => b.to_string(),
+                        Data::Bool(b, _) => b.to_string(),
                         Data::Null => "null".to_owned(),
                         Data::List(_) | Data::Object(_) => {
                             let message = "a key must be a string".to_owned();
                             return Err(TreeError { at, message });
                         }
                     };
-                    if key == "<<" {
+                    if key == MERGE && !self.options.merge_keys {
                         let message =
                             "merge keys (<<) are not part of YAML 1.2; write the fields out".to_owned();
                         return Err(TreeError { at, message });
                     }
                     parent.key = Some((key, at));
                 }
+                Some((key, _)) if key == MERGE => parent.merges.push(node),
                 Some((key, key_at)) => {
                     if let Some(first) = members.iter().find(|m| m.key == key) {
                         let message = format!(
@@ -314,6 +373,34 @@ impl Builder<'_> {
     }
 }
 
+/// `node` with the members of `merges` that it does not have itself.
+fn merged(mut node: Node, merges: Vec<Node>) -> Result<Node, TreeError> {
+    let Data::Object(own) = &mut node.data else {
+        return Ok(node);
+    };
+    for merge in merges {
+        let sources = match merge.data {
+            Data::List(items) => items,
+            _ => vec![merge],
+        };
+        for source in sources {
+            let Data::Object(members) = source.data else {
+                let message = format!("<< takes over objects, not {}", source.describe());
+                return Err(TreeError {
+                    at: source.at,
+                    message,
+                });
+            };
+            for member in members {
+                if !own.iter().any(|known| known.key == member.key) {
+                    own.push(member);
+                }
+            }
+        }
+    }
+    Ok(node)
+}
+
 fn size(node: &Node) -> usize {
     1 + match &node.data {
         Data::List(items) => items.iter().map(size).sum(),
@@ -334,8 +421,8 @@ fn depth(node: &Node) -> usize {
 fn plain(text: &str) -> Data {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Data::Null,
-        "true" | "True" | "TRUE" => return Data::Bool(true),
-        "false" | "False" | "FALSE" => return Data::Bool(false),
+        "true" | "True" | "TRUE" => return Data::Bool(true, text.to_owned()),
+        "false" | "False" | "FALSE" => return Data::Bool(false, text.to_owned()),
         _ => {}
     }
     match number(text) {
@@ -389,7 +476,7 @@ mod tests {
 
     fn json(text: &str) -> Value {
         let mut errors = Vec::new();
-        let node = parse(text, 1, &mut errors).unwrap().unwrap();
+        let node = parse(text, Options::default(), &mut errors).unwrap().unwrap();
         assert!(errors.is_empty(), "{errors:?}");
         node.to_json()
     }
@@ -433,7 +520,11 @@ mod tests {
     #[test]
     fn every_value_knows_its_place() {
         let mut errors = Vec::new();
-        let node = parse("a:\n  - b: 1\n    c: 'x'\n", 10, &mut errors)
+        let options = Options {
+            first_line: 10,
+            ..Options::default()
+        };
+        let node = parse("a:\n  - b: 1\n    c: 'x'\n", options, &mut errors)
             .unwrap()
             .unwrap();
         let c = node.locate(&Path::root().key("a").index(0).key("c"));
@@ -445,10 +536,43 @@ mod tests {
     #[test]
     fn a_key_may_stand_once() {
         let mut errors = Vec::new();
-        let node = parse("a: 1\nb: 2\na: 3\n", 1, &mut errors).unwrap().unwrap();
+        let node = parse("a: 1\nb: 2\na: 3\n", Options::default(), &mut errors)
+            .unwrap()
+            .unwrap();
         assert_eq!(node.to_json(), serde_json::json!({"a": 1, "b": 2}));
         assert_eq!(errors.len(), 1);
         assert_eq!(errors[0].at, Position { line: 3, column: 1 });
+    }
+
+    #[test]
+    fn one_document_is_one_document() {
+        let read = |text: &str| parse(text, Options::default(), &mut Vec::new());
+        assert!(read("").unwrap().is_none());
+        assert_eq!(
+            read("---\na: 1\n---\n").unwrap().unwrap().to_json(),
+            serde_json::json!({"a": 1})
+        );
+        let error = read("a: 1\n---\nb: 2\n").unwrap_err();
+        assert_eq!(error.at, Position { line: 3, column: 1 });
+        assert!(read("{a: 1} b").is_err());
+    }
+
+    #[test]
+    fn merge_keys_fill_in_what_the_object_does_not_say() {
+        let options = Options {
+            merge_keys: true,
+            ..Options::default()
+        };
+        let read = |text: &str| parse(text, options, &mut Vec::new());
+        let node =
+            read("x: &x {a: 1, b: 2}\ny: &y {b: 3, c: 4}\nz:\n  a: 0\n  <<: [*x, *y]\n  d: 5\nw: {<<: *x}\n");
+        let json = node.unwrap().unwrap().to_json();
+        assert_eq!(json["z"], serde_json::json!({"a": 0, "d": 5, "b": 2, "c": 4}));
+        assert_eq!(json["w"], json["x"]);
+        let error = read("a:\n  <<: 5\n").unwrap_err();
+        assert_eq!(error.at, Position { line: 2, column: 7 });
+        let error = parse("a: {<<: {b: 1}}", Options::default(), &mut Vec::new()).unwrap_err();
+        assert!(error.message.contains("merge keys"), "{}", error.message);
     }
 
     #[test]
@@ -463,14 +587,14 @@ mod tests {
             let refs = vec![format!("*a{}", i - 1); 10].join(", ");
             bomb.push_str(&format!("a{i}: &a{i} [{refs}]\n"));
         }
-        let error = parse(&bomb, 1, &mut Vec::new()).unwrap_err();
+        let error = parse(&bomb, Options::default(), &mut Vec::new()).unwrap_err();
         assert!(
             error.message.contains("more than 1000000 values"),
             "{}",
             error.message
         );
         let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
-        let error = parse(&deep, 1, &mut Vec::new()).unwrap_err();
+        let error = parse(&deep, Options::default(), &mut Vec::new()).unwrap_err();
         assert!(error.message.contains("nested"), "{}", error.message);
     }
 }
