@@ -32,16 +32,15 @@ mod run;
 mod stages;
 mod topology;
 mod wire;
-mod yaml;
 
 use std::io;
 
 pub use enter::{Launch, Process};
 pub use holder::init;
+pub use policy::manifest::Diagnostic;
 pub use run::{Lab, Node, Options, Workload};
 pub use topology::{
-    Bind, CommandLine, Diagnostic, Endpoint, Healthcheck, Kind, Link, NodeSpec, Peer, Stage, StageSpec,
-    Topology,
+    Bind, CommandLine, Endpoint, Healthcheck, Kind, Link, NodeSpec, Peer, Stage, StageSpec, Topology,
 };
 pub use wire::{NodeState, State};
 

@@ -5,9 +5,9 @@
 //! realise it without looking at the file again.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
+use policy::manifest::Diagnostic;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, read};
@@ -57,7 +57,7 @@ pub struct NodeSpec {
     /// What to wait for, and what to run, around the stages of the node's life.
     pub stages: BTreeMap<Stage, StageSpec>,
     /// Line of the node in the file.
-    pub line: usize,
+    pub line: u32,
 }
 
 /// What a node is made of.
@@ -89,7 +89,7 @@ pub struct CommandLine {
     /// Program and arguments; never empty.
     pub words: Vec<String>,
     /// Line in the file.
-    pub line: usize,
+    pub line: u32,
 }
 
 /// `healthcheck:`; all times in seconds.
@@ -165,7 +165,7 @@ pub struct Link {
     /// Bytes. containerlab's default, 9500, so that a file behaves here as it does there.
     pub mtu: u32,
     /// Line in the file.
-    pub line: usize,
+    pub line: u32,
 }
 
 /// One end of a link.
@@ -189,37 +189,6 @@ pub enum Peer {
     Host(String),
     /// Nothing: a dummy interface.
     Dummy,
-}
-
-/// One complaint about the file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Diagnostic {
-    /// The file, as given.
-    pub file: String,
-    /// From 1.
-    pub line: usize,
-    /// In characters, from 1.
-    pub column: usize,
-    /// Path of the field, as `topology.nodes.tor.kind`; empty for the document.
-    pub field: String,
-    /// What is wrong.
-    pub message: String,
-    /// What to do about it.
-    pub hint: Option<String>,
-}
-
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
-        if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
-        }
-        f.write_str(&self.message)?;
-        if let Some(hint) = &self.hint {
-            write!(f, "\n  hint: {hint}")?;
-        }
-        Ok(())
-    }
 }
 
 impl Topology {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use policy::tree::{Data, Member, Node as Yaml};
+
 use super::super::topology::{Endpoint, Kind, Link, Peer, Topology};
-use super::super::yaml::{Value, Yaml};
 use super::{Reader, near};
 
 /// containerlab's own default for data links.
@@ -14,17 +15,16 @@ const MAX_INTERFACE: usize = 15;
 
 impl Reader<'_> {
     pub(super) fn link(&mut self, value: &Yaml, field: &str) -> Option<Link> {
-        let entries = self.map(value, field).to_vec();
         let mut typed = "short".to_owned();
         let mut ends: Vec<Endpoint> = Vec::new();
         let mut host_interface = None;
         let mut mtu = DEFAULT_MTU;
-        for (key, value) in &entries {
-            let field = format!("{field}.{}", key.text);
-            match key.text.as_str() {
+        for entry @ Member { key, value, .. } in self.map(value, field) {
+            let field = format!("{field}.{key}");
+            match key.as_str() {
                 "type" => typed = self.string(value, &field),
                 "endpoints" => {
-                    for (index, item) in self.list(value, &field).to_vec().iter().enumerate() {
+                    for (index, item) in self.list(value, &field).iter().enumerate() {
                         ends.extend(self.endpoint(item, &format!("{field}[{index}]")));
                     }
                 }
@@ -34,15 +34,14 @@ impl Reader<'_> {
                 "vars" | "labels" => {}
                 "ipv4" | "ipv6" => {
                     self.note(
-                        key.line,
-                        key.column,
+                        entry.key_at,
                         &field,
                         "only router images take addresses from links; use exec",
                     );
                 }
                 "mode" | "remote" | "vni" | "udp-port" | "noise" => {}
                 _ => self.unknown(
-                    key,
+                    entry,
                     &field,
                     &["type", "endpoints", "endpoint", "host-interface", "mtu", "vars"],
                 ),
@@ -50,8 +49,7 @@ impl Reader<'_> {
         }
         if !(68..=65535).contains(&mtu) {
             self.error(
-                value.line,
-                value.column,
+                value.at,
                 &format!("{field}.mtu"),
                 "an MTU is between 68 and 65535",
                 None,
@@ -65,7 +63,7 @@ impl Reader<'_> {
                 // The short form's words for the outer world.
                 ("macvlan" | "mgmt-net", _) | (_, "macvlan" | "mgmt-net") if typed == "short" => {
                     let message = "a lab has no physical device and no management network to connect to";
-                    self.error(value.line, value.column, field, message, None);
+                    self.error(value.at, field, message, None);
                     return None;
                 }
                 ("host", _) if typed == "short" => (b, Peer::Host(a.interface)),
@@ -80,8 +78,7 @@ impl Reader<'_> {
                 let message =
                     format!("a link of type {typed} leaves the lab, and a lab touches nothing outside");
                 self.error(
-                    value.line,
-                    value.column,
+                    value.at,
                     &format!("{field}.type"),
                     &message,
                     Some("veth, host or dummy"),
@@ -94,14 +91,13 @@ impl Reader<'_> {
                     "dummy" => "a dummy link has one endpoint",
                     _ => "a link has two endpoints, as [\"a:eth1\", \"b:eth1\"]",
                 };
-                self.error(value.line, value.column, field, message, None);
+                self.error(value.at, field, message, None);
                 return None;
             }
             _ => {
                 let message = format!("no link type is called '{typed}'");
                 self.error(
-                    value.line,
-                    value.column,
+                    value.at,
                     &format!("{field}.type"),
                     &message,
                     Some("veth, host or dummy"),
@@ -113,40 +109,34 @@ impl Reader<'_> {
             a,
             b,
             mtu,
-            line: value.line,
+            line: value.at.line,
         })
     }
 
     /// `node:interface`, or a mapping with the same and a hardware address.
     fn endpoint(&mut self, value: &Yaml, field: &str) -> Option<Endpoint> {
-        if let Value::Map(entries) = &value.value {
+        if let Data::Object(entries) = &value.data {
             let mut endpoint = Endpoint {
                 node: String::new(),
                 interface: String::new(),
                 mac: None,
             };
-            for (key, value) in entries {
-                let field = format!("{field}.{}", key.text);
-                match key.text.as_str() {
+            for entry @ Member { key, value, .. } in entries {
+                let field = format!("{field}.{key}");
+                match key.as_str() {
                     "node" => endpoint.node = self.string(value, &field),
                     "interface" => endpoint.interface = self.interface(value, &field),
                     "mac" => endpoint.mac = self.mac(value, &field),
                     "vars" => {}
                     "ipv4" | "ipv6" => {
                         let message = "only router images take addresses from links; use exec";
-                        self.note(key.line, key.column, &field, message);
+                        self.note(entry.key_at, &field, message);
                     }
-                    _ => self.unknown(key, &field, &["node", "interface", "mac", "vars"]),
+                    _ => self.unknown(entry, &field, &["node", "interface", "mac", "vars"]),
                 }
             }
             if endpoint.node.is_empty() || endpoint.interface.is_empty() {
-                self.error(
-                    value.line,
-                    value.column,
-                    field,
-                    "an endpoint needs a node and an interface",
-                    None,
-                );
+                self.error(value.at, field, "an endpoint needs a node and an interface", None);
                 return None;
             }
             return Some(endpoint);
@@ -155,7 +145,7 @@ impl Reader<'_> {
         let Some((node, interface)) = text.split_once(':') else {
             if !text.is_empty() {
                 let message = format!("'{text}' is not an endpoint");
-                self.error(value.line, value.column, field, &message, Some("node:interface"));
+                self.error(value.at, field, &message, Some("node:interface"));
             }
             return None;
         };
@@ -184,8 +174,7 @@ impl Reader<'_> {
         if bad {
             let message = format!("'{name}' is not a name for an interface");
             self.error(
-                value.line,
-                value.column,
+                value.at,
                 field,
                 &message,
                 Some("at most 15 characters, no '/' or ':'"),
@@ -207,13 +196,7 @@ impl Reader<'_> {
             Some([first, _, _, _, _, _]) if first & 1 == 0 => Some(text),
             _ => {
                 let message = format!("'{text}' is not the hardware address of one interface");
-                self.error(
-                    value.line,
-                    value.column,
-                    field,
-                    &message,
-                    Some("as 02:00:00:00:00:01"),
-                );
+                self.error(value.at, field, &message, Some("as 02:00:00:00:00:01"));
                 None
             }
         }
@@ -240,30 +223,28 @@ impl Reader<'_> {
                     let names: Vec<&str> = topology.nodes.iter().map(|known| known.name.as_str()).collect();
                     let hint = near(node, &names).map(|name| format!("did you mean '{name}'?"));
                     let message = format!("no node is called '{node}'");
-                    self.error(link.line, 1, &field, &message, hint.as_deref());
+                    self.error_in_line(link.line, &field, &message, hint.as_deref());
                 }
                 // Bridges and the host share the outer namespace, and with it one set of names.
                 let space = if outer { "" } else { node };
                 if interface == "lo" || !taken.insert((space.to_owned(), interface.to_owned())) {
                     let message = format!("'{node}:{interface}' is taken already");
-                    self.error(link.line, 1, &field, &message, None);
+                    self.error_in_line(link.line, &field, &message, None);
                 }
             }
         }
         for node in topology.nodes.iter().filter(|node| node.kind == Kind::Bridge) {
             let field = format!("topology.nodes.{}", node.name);
             if node.name.len() > MAX_INTERFACE {
-                self.error(
+                self.error_in_line(
                     node.line,
-                    1,
                     &field,
                     "a bridge's name is an interface's: at most 15 characters",
                     None,
                 );
             } else if !taken.insert((String::new(), node.name.clone())) {
-                self.error(
+                self.error_in_line(
                     node.line,
-                    1,
                     &field,
                     "an interface beside it has the bridge's name",
                     None,

@@ -11,10 +11,11 @@ mod stages;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::topology::{
-    Bind, CommandLine, Diagnostic, Healthcheck, Kind, NodeSpec, Stage, StageSpec, Topology,
-};
-use super::yaml::{self, Key, Value, Yaml};
+use policy::manifest::Diagnostic;
+use policy::nearest::nearest;
+use policy::tree::{self, Data, Member, Node as Yaml, Position};
+
+use super::topology::{Bind, CommandLine, Healthcheck, Kind, NodeSpec, Stage, StageSpec, Topology};
 
 /// Label with the command that stands in for the image of a node when there are no containers.
 pub(super) const COMMAND_LABEL: &str = "margay/netns-cmd";
@@ -82,30 +83,53 @@ pub(super) fn topology(
     text: &str,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Topology, Vec<Diagnostic>> {
-    let name = file.display().to_string();
-    let tree = yaml::parse(&name, text).map_err(|diagnostic| vec![diagnostic])?;
     let folder = std::path::absolute(file)
         .ok()
         .and_then(|path| path.parent().map(Path::to_path_buf));
     let mut reader = Reader {
-        file: name,
+        file: file.display().to_string(),
+        text,
         folder: folder.unwrap_or_else(|| PathBuf::from("/")),
         variable,
         lab: String::new(),
         errors: Vec::new(),
         notes: Vec::new(),
     };
-    let topology = reader.document(file, &tree);
-    if reader.errors.is_empty() {
-        Ok(topology)
-    } else {
-        reader.errors.sort_by_key(|error| (error.line, error.column));
-        Err(reader.errors)
+    let options = tree::Options {
+        merge_keys: true,
+        ..tree::Options::default()
+    };
+    let mut repeated = Vec::new();
+    let tree = tree::parse(text, options, &mut repeated);
+    for error in &repeated {
+        reader.error(error.at, "", &error.message, None);
+    }
+    let topology = match tree {
+        Ok(tree) => {
+            let nothing = Yaml {
+                at: Position { line: 1, column: 1 },
+                text_offset: None,
+                data: Data::Null,
+            };
+            Some(reader.document(file, &tree.unwrap_or(nothing)))
+        }
+        Err(error) => {
+            reader.error(error.at, "", &error.message, None);
+            None
+        }
+    };
+    match topology {
+        Some(topology) if reader.errors.is_empty() => Ok(topology),
+        _ => {
+            reader.errors.sort_by_key(|error| (error.line, error.column));
+            Err(reader.errors)
+        }
     }
 }
 
 struct Reader<'a> {
     file: String,
+    text: &'a str,
     folder: PathBuf,
     variable: &'a dyn Fn(&str) -> Option<String>,
     /// Name of the lab, for `__clabDir__`.
@@ -117,7 +141,7 @@ struct Reader<'a> {
 /// What one of defaults, kind, group or node says; absent is not empty.
 #[derive(Default, Clone)]
 struct Partial {
-    kind: Option<(String, usize, usize)>,
+    kind: Option<(String, Position)>,
     group: Option<String>,
     image: Option<String>,
     entrypoint: Option<CommandLine>,
@@ -194,40 +218,28 @@ impl Reader<'_> {
             notes: Vec::new(),
         };
         let mut body = None;
-        for (key, value) in self.map(tree, "") {
-            match key.text.as_str() {
+        for entry @ Member { key, value, .. } in self.map(tree, "") {
+            match key.as_str() {
                 "name" => topology.name = self.string(value, "name"),
                 "prefix" => topology.prefix = self.string(value, "prefix"),
                 "topology" => body = Some(value),
-                "mgmt" | "settings" | "debug" => self.ignored(key, &key.text),
+                "mgmt" | "settings" | "debug" => self.ignored(entry, key),
                 _ => self.unknown(
+                    entry,
                     key,
-                    &key.text,
                     &["name", "prefix", "topology", "mgmt", "settings", "debug"],
                 ),
             }
         }
         if topology.name.is_empty() {
-            self.error(tree.line, tree.column, "name", "a lab needs a name", None);
+            self.error(tree.at, "name", "a lab needs a name", None);
         } else if !valid_name(&topology.name) {
             let hint = "letters, digits, '-', '_' and '.', beginning with a letter or digit";
-            self.error(
-                tree.line,
-                tree.column,
-                "name",
-                "not usable as the name of a lab",
-                Some(hint),
-            );
+            self.error(tree.at, "name", "not usable as the name of a lab", Some(hint));
         }
         self.lab = topology.name.clone();
         match body {
-            None => self.error(
-                tree.line,
-                tree.column,
-                "topology",
-                "the file has no topology",
-                None,
-            ),
+            None => self.error(tree.at, "topology", "the file has no topology", None),
             Some(body) => self.body(body, &mut topology),
         }
         topology.notes = std::mem::take(&mut self.notes);
@@ -236,42 +248,29 @@ impl Reader<'_> {
 
     fn body(&mut self, body: &Yaml, topology: &mut Topology) {
         const KEYS: &[&str] = &["defaults", "kinds", "groups", "nodes", "links"];
-        let find = |wanted: &str, entries: &[(Key, Yaml)]| {
-            entries
-                .iter()
-                .find(|(key, _)| key.text == wanted)
-                .map(|(_, value)| value.clone())
-        };
-        let entries = self.map(body, "topology").to_vec();
-        for (key, _) in &entries {
-            if !KEYS.contains(&key.text.as_str()) {
-                self.unknown(key, &format!("topology.{}", key.text), KEYS);
+        for entry in self.map(body, "topology") {
+            if !KEYS.contains(&entry.key.as_str()) {
+                self.unknown(entry, &format!("topology.{}", entry.key), KEYS);
             }
         }
-        let defaults = match find("defaults", &entries) {
-            Some(value) => self.partial(&value, "topology.defaults"),
+        let defaults = match body.get("defaults") {
+            Some(value) => self.partial(value, "topology.defaults"),
             None => Partial::default(),
         };
-        let kinds = self.partials(find("kinds", &entries), "topology.kinds");
-        let groups = self.partials(find("groups", &entries), "topology.groups");
-        match find("nodes", &entries) {
-            None => self.error(
-                body.line,
-                body.column,
-                "topology.nodes",
-                "a lab needs at least one node",
-                None,
-            ),
+        let kinds = self.partials(body.get("kinds"), "topology.kinds");
+        let groups = self.partials(body.get("groups"), "topology.groups");
+        match body.get("nodes") {
+            None => self.error(body.at, "topology.nodes", "a lab needs at least one node", None),
             Some(nodes) => {
-                for (key, value) in &self.map(&nodes, "topology.nodes").to_vec() {
-                    if let Some(node) = self.node(key, value, &defaults, &kinds, &groups) {
+                for entry in self.map(nodes, "topology.nodes") {
+                    if let Some(node) = self.node(entry, &defaults, &kinds, &groups) {
                         topology.nodes.push(node);
                     }
                 }
             }
         }
-        if let Some(links) = find("links", &entries) {
-            for (index, item) in self.list(&links, "topology.links").to_vec().iter().enumerate() {
+        if let Some(links) = body.get("links") {
+            for (index, item) in self.list(links, "topology.links").iter().enumerate() {
                 if let Some(link) = self.link(item, &format!("topology.links[{index}]")) {
                     topology.links.push(link);
                 }
@@ -284,36 +283,29 @@ impl Reader<'_> {
         }
     }
 
-    fn partials(&mut self, section: Option<Yaml>, field: &str) -> BTreeMap<String, Partial> {
+    fn partials(&mut self, section: Option<&Yaml>, field: &str) -> BTreeMap<String, Partial> {
         let Some(section) = section else {
             return BTreeMap::new();
         };
-        let entries = self.map(&section, field).to_vec();
-        entries
+        self.map(section, field)
             .iter()
-            .map(|(key, value)| {
-                (
-                    key.text.clone(),
-                    self.partial(value, &format!("{field}.{}", key.text)),
-                )
-            })
+            .map(|Member { key, value, .. }| (key.clone(), self.partial(value, &format!("{field}.{key}"))))
             .collect()
     }
 
     fn node(
         &mut self,
-        key: &Key,
-        value: &Yaml,
+        entry: &Member,
         defaults: &Partial,
         kinds: &BTreeMap<String, Partial>,
         groups: &BTreeMap<String, Partial>,
     ) -> Option<NodeSpec> {
-        let field = format!("topology.nodes.{}", key.text);
-        if !valid_name(&key.text) {
+        let Member { key, value, .. } = entry;
+        let field = format!("topology.nodes.{}", key);
+        if !valid_name(key) {
             let hint = "letters, digits, '-', '_' and '.', beginning with a letter or digit";
             self.error(
-                key.line,
-                key.column,
+                entry.key_at,
                 &field,
                 "not usable as the name of a node",
                 Some(hint),
@@ -332,10 +324,9 @@ impl Reader<'_> {
             .clone()
             .or_else(|| group.kind.clone())
             .or_else(|| defaults.kind.clone());
-        let Some((kind, line, column)) = kind else {
+        let Some((kind, kind_at)) = kind else {
             self.error(
-                key.line,
-                key.column,
+                entry.key_at,
                 &format!("{field}.kind"),
                 "the node has no kind",
                 Some("kind: linux"),
@@ -344,11 +335,11 @@ impl Reader<'_> {
         };
         let of_kind = kinds.get(&kind).cloned().unwrap_or_default();
         let mut all = defaults.clone().overlay(of_kind).overlay(group).overlay(own);
-        all.name_node(&self.lab_folder(), &key.text);
+        all.name_node(&self.lab_folder(), key);
         let stand_in = all
             .labels
             .get(COMMAND_LABEL)
-            .map(|text| self.command_line(text, key.line, &field));
+            .map(|text| command_line(text, entry.key_at.line));
         let kind = match kind.as_str() {
             "linux" => Kind::Linux,
             "bridge" => Kind::Bridge,
@@ -358,8 +349,7 @@ impl Reader<'_> {
                 let message =
                     format!("kind {kind} needs something outside the lab; here nodes are namespaces");
                 self.error(
-                    line,
-                    column,
+                    kind_at,
                     &format!("{field}.kind"),
                     &message,
                     Some("use kind bridge or linux"),
@@ -371,7 +361,7 @@ impl Reader<'_> {
                 let hint = format!(
                     "give the node the label {COMMAND_LABEL} with the command of a local daemon, or use linux"
                 );
-                self.error(line, column, &format!("{field}.kind"), &message, Some(&hint));
+                self.error(kind_at, &format!("{field}.kind"), &message, Some(&hint));
                 return None;
             }
         };
@@ -389,10 +379,10 @@ impl Reader<'_> {
             let message = format!(
                 "image {image} is not run: the node is an empty host until something is started in it"
             );
-            self.note(key.line, key.column, &field, &message);
+            self.note(entry.key_at, &field, &message);
         }
         Some(NodeSpec {
-            name: key.text.clone(),
+            name: key.clone(),
             kind,
             image: all.image,
             group: group_name,
@@ -404,54 +394,48 @@ impl Reader<'_> {
             exec: all.exec,
             healthcheck: all.healthcheck,
             stages: all.stages,
-            line: key.line,
+            line: entry.key_at.line,
         })
     }
 
     fn partial(&mut self, value: &Yaml, field: &str) -> Partial {
         let mut partial = Partial::default();
-        if value.value == Value::Null {
+        if matches!(value.data, Data::Null) {
             return partial;
         }
-        for (key, value) in self.map(value, field).to_vec() {
-            let field = format!("{field}.{}", key.text);
-            match key.text.as_str() {
-                "kind" => partial.kind = Some((self.string(&value, &field), value.line, value.column)),
-                "group" => partial.group = Some(self.string(&value, &field)),
-                "image" => partial.image = Some(self.string(&value, &field)),
-                "entrypoint" => partial.entrypoint = self.command(&value, &field),
-                "cmd" => partial.cmd = self.command(&value, &field),
-                "exec" => partial.exec = self.commands(&value, &field),
-                "binds" => partial.binds = self.binds(&value, &field),
-                "env" => partial.env = self.pairs(&value, &field),
-                "labels" => partial.labels = self.pairs(&value, &field),
-                "sysctls" => partial.sysctls = self.pairs(&value, &field),
-                "healthcheck" => partial.healthcheck = self.healthcheck(&value, &field),
-                "stages" => partial.stages.extend(self.stages(&value, &field)),
+        for entry @ Member { key, value, .. } in self.map(value, field) {
+            let field = format!("{field}.{key}");
+            match key.as_str() {
+                "kind" => partial.kind = Some((self.string(value, &field), value.at)),
+                "group" => partial.group = Some(self.string(value, &field)),
+                "image" => partial.image = Some(self.string(value, &field)),
+                "entrypoint" => partial.entrypoint = self.command(value, &field),
+                "cmd" => partial.cmd = self.command(value, &field),
+                "exec" => partial.exec = self.commands(value, &field),
+                "binds" => partial.binds = self.binds(value, &field),
+                "env" => partial.env = self.pairs(value, &field),
+                "labels" => partial.labels = self.pairs(value, &field),
+                "sysctls" => partial.sysctls = self.pairs(value, &field),
+                "healthcheck" => partial.healthcheck = self.healthcheck(value, &field),
+                "stages" => partial.stages.extend(self.stages(value, &field)),
                 "wait-for" => {
                     // The old short form: these nodes are created first.
-                    let nodes = self.strings(&value, &field);
+                    let nodes = self.strings(value, &field);
                     let spec = partial.stages.entry(Stage::Create).or_default();
                     spec.wait_for
                         .extend(nodes.into_iter().map(|node| (node, Stage::Create)));
                 }
                 "network-mode" => {
-                    let mode = self.string(&value, &field);
+                    let mode = self.string(value, &field);
                     if mode != "none" {
                         let message = format!("network-mode {mode} would leave the lab");
-                        self.error(
-                            value.line,
-                            value.column,
-                            &field,
-                            &message,
-                            Some("leave it out, or use none"),
-                        );
+                        self.error(value.at, &field, &message, Some("leave it out, or use none"));
                     }
                 }
-                known if IGNORED.contains(&known) => self.ignored(&key, &field),
+                known if IGNORED.contains(&known) => self.ignored(entry, &field),
                 _ => {
                     let known: Vec<&str> = HONOURED.iter().chain(IGNORED).copied().collect();
-                    self.unknown(&key, &field, &known);
+                    self.unknown(entry, &field, &known);
                 }
             }
         }
@@ -460,7 +444,7 @@ impl Reader<'_> {
 
     fn binds(&mut self, value: &Yaml, field: &str) -> Vec<Bind> {
         let mut binds = Vec::new();
-        for (index, item) in self.list(value, field).to_vec().iter().enumerate() {
+        for (index, item) in self.list(value, field).iter().enumerate() {
             let field = format!("{field}[{index}]");
             let text = self.string(item, &field);
             let parts: Vec<&str> = text.split(':').collect();
@@ -474,13 +458,7 @@ impl Reader<'_> {
             let dotted = target.components().any(|part| part == Component::ParentDir);
             if source.is_empty() || !target.is_absolute() || dotted || target == Path::new("/") {
                 let message = format!("'{text}' is not a bind");
-                self.error(
-                    item.line,
-                    item.column,
-                    &field,
-                    &message,
-                    Some("source:/absolute/target[:ro]"),
-                );
+                self.error(item.at, &field, &message, Some("source:/absolute/target[:ro]"));
                 continue;
             }
             let source = match source.strip_prefix("~/").zip((self.variable)("HOME")) {
@@ -498,20 +476,14 @@ impl Reader<'_> {
     }
 
     fn pairs(&mut self, value: &Yaml, field: &str) -> BTreeMap<String, String> {
-        let entries = self.map(value, field).to_vec();
-        entries
+        self.map(value, field)
             .iter()
-            .map(|(key, value)| {
-                (
-                    key.text.clone(),
-                    self.string(value, &format!("{field}.{}", key.text)),
-                )
-            })
+            .map(|Member { key, value, .. }| (key.clone(), self.string(value, &format!("{field}.{key}"))))
             .collect()
     }
 
     fn commands(&mut self, value: &Yaml, field: &str) -> Vec<CommandLine> {
-        let items = self.list(value, field).to_vec();
+        let items = self.list(value, field);
         let mut commands = Vec::new();
         for (index, item) in items.iter().enumerate() {
             commands.extend(self.command(item, &format!("{field}[{index}]")));
@@ -521,11 +493,10 @@ impl Reader<'_> {
 
     fn command(&mut self, value: &Yaml, field: &str) -> Option<CommandLine> {
         let text = self.string(value, field);
-        let command = self.command_line(&text, value.line, field);
+        let command = command_line(&text, value.at.line);
         if command.is_none() {
             self.error(
-                value.line,
-                value.column,
+                value.at,
                 field,
                 "not a command: empty, or a quote is not closed",
                 None,
@@ -534,13 +505,8 @@ impl Reader<'_> {
         command
     }
 
-    fn command_line(&mut self, text: &str, line: usize, _field: &str) -> Option<CommandLine> {
-        let words = shlex::split(text).filter(|words| !words.is_empty())?;
-        Some(CommandLine { words, line })
-    }
-
     fn strings(&mut self, value: &Yaml, field: &str) -> Vec<String> {
-        let items = self.list(value, field).to_vec();
+        let items = self.list(value, field);
         items
             .iter()
             .enumerate()
@@ -551,13 +517,7 @@ impl Reader<'_> {
     fn number(&mut self, value: &Yaml, field: &str) -> u64 {
         let text = self.string(value, field);
         text.parse().unwrap_or_else(|_| {
-            self.error(
-                value.line,
-                value.column,
-                field,
-                &format!("'{text}' is not a whole number"),
-                None,
-            );
+            self.error(value.at, field, &format!("'{text}' is not a whole number"), None);
             0
         })
     }
@@ -566,49 +526,49 @@ impl Reader<'_> {
         let text = self.string(value, field);
         words.iter().position(|word| *word == text).unwrap_or_else(|| {
             let message = format!("'{text}' is not one of: {}", words.join(", "));
-            self.error(value.line, value.column, field, &message, None);
+            self.error(value.at, field, &message, None);
             0
         })
     }
 
     /// A scalar with its variables filled in.
     fn string(&mut self, value: &Yaml, field: &str) -> String {
-        match &value.value {
-            Value::Scalar { text, .. } => match self.expand(text) {
+        match value.scalar() {
+            Some(text) => match self.expand(text) {
                 Ok(text) => text,
                 Err(message) => {
                     let hint = "set it, or give a default: ${NAME:=default}";
-                    self.error(value.line, value.column, field, &message, Some(hint));
+                    self.error(value.at, field, &message, Some(hint));
                     String::new()
                 }
             },
-            _ => {
-                let message = format!("a plain value is expected here, not {}", value.what());
-                self.error(value.line, value.column, field, &message, None);
+            None => {
+                let message = format!("a plain value is expected here, not {}", value.describe());
+                self.error(value.at, field, &message, None);
                 String::new()
             }
         }
     }
 
     fn list<'y>(&mut self, value: &'y Yaml, field: &str) -> &'y [Yaml] {
-        match &value.value {
-            Value::List(items) => items,
-            Value::Null => &[],
+        match &value.data {
+            Data::List(items) => items,
+            Data::Null => &[],
             _ => {
-                let message = format!("a list is expected here, not {}", value.what());
-                self.error(value.line, value.column, field, &message, None);
+                let message = format!("a list is expected here, not {}", value.describe());
+                self.error(value.at, field, &message, None);
                 &[]
             }
         }
     }
 
-    fn map<'y>(&mut self, value: &'y Yaml, field: &str) -> &'y [(Key, Yaml)] {
-        match &value.value {
-            Value::Map(entries) => entries,
-            Value::Null => &[],
+    fn map<'y>(&mut self, value: &'y Yaml, field: &str) -> &'y [Member] {
+        match &value.data {
+            Data::Object(entries) => entries,
+            Data::Null => &[],
             _ => {
-                let message = format!("a mapping is expected here, not {}", value.what());
-                self.error(value.line, value.column, field, &message, None);
+                let message = format!("a mapping is expected here, not {}", value.describe());
+                self.error(value.at, field, &message, None);
                 &[]
             }
         }
@@ -647,53 +607,64 @@ impl Reader<'_> {
         self.folder.join(format!("clab-{}", self.lab))
     }
 
-    fn unknown(&mut self, key: &Key, field: &str, known: &[&str]) {
-        let hint = near(&key.text, known).map(|name| format!("did you mean '{name}'?"));
+    fn unknown(&mut self, entry: &Member, field: &str, known: &[&str]) {
+        let hint = near(&entry.key, known).map(|name| format!("did you mean '{name}'?"));
         self.error(
-            key.line,
-            key.column,
+            entry.key_at,
             field,
-            &format!("unknown key '{}'", key.text),
+            &format!("unknown key '{}'", entry.key),
             hint.as_deref(),
         );
     }
 
-    fn ignored(&mut self, key: &Key, field: &str) {
+    fn ignored(&mut self, entry: &Member, field: &str) {
         self.note(
-            key.line,
-            key.column,
+            entry.key_at,
             field,
             "has no meaning for a namespace and is ignored",
         );
     }
 
-    fn note(&mut self, line: usize, column: usize, field: &str, message: &str) {
-        let note = self.diagnostic(line, column, field, message, None);
+    fn note(&mut self, at: Position, field: &str, message: &str) {
+        let note = self.diagnostic(at, field, message, None);
         self.notes.push(note);
     }
 
-    fn error(&mut self, line: usize, column: usize, field: &str, message: &str, hint: Option<&str>) {
-        let error = self.diagnostic(line, column, field, message, hint);
+    fn error(&mut self, at: Position, field: &str, message: &str, hint: Option<&str>) {
+        let mut error = self.diagnostic(at, field, message, hint);
+        error.source_line = self.line(at.line).to_owned();
         self.errors.push(error);
     }
 
-    fn diagnostic(
-        &self,
-        line: usize,
-        column: usize,
-        field: &str,
-        message: &str,
-        hint: Option<&str>,
-    ) -> Diagnostic {
+    /// An error of the link, or the node, that begins in `line`.
+    fn error_in_line(&mut self, line: u32, field: &str, message: &str, hint: Option<&str>) {
+        let blanks = self.line(line).chars().take_while(|c| *c == ' ').count();
+        let column = u32::try_from(blanks + 1).unwrap_or(u32::MAX);
+        self.error(Position { line, column }, field, message, hint);
+    }
+
+    fn line(&self, number: u32) -> &str {
+        let index = (number as usize).saturating_sub(1);
+        self.text.lines().nth(index).unwrap_or_default()
+    }
+
+    fn diagnostic(&self, at: Position, field: &str, message: &str, hint: Option<&str>) -> Diagnostic {
         Diagnostic {
             file: self.file.clone(),
-            line,
-            column,
+            line: at.line,
+            column: at.column,
             field: field.to_owned(),
             message: message.to_owned(),
             hint: hint.map(str::to_owned),
+            source_line: String::new(),
         }
     }
+}
+
+/// The words of a command in line `line`, split as a shell would; `None` if there are none or a quote is not closed.
+fn command_line(text: &str, line: u32) -> Option<CommandLine> {
+    let words = shlex::split(text).filter(|words| !words.is_empty())?;
+    Some(CommandLine { words, line })
 }
 
 fn valid_name(name: &str) -> bool {
@@ -704,34 +675,11 @@ fn valid_name(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
-/// The known word that a misspelt one most likely meant: at most two edits away.
+/// The known word that a misspelt one most likely meant.
 fn near<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|name| (edits(word, name), *name))
-        .filter(|(distance, _)| *distance <= 2)
-        .min()
-        .map(|(_, n)| n)
-}
-
-/// Levenshtein distance.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (y, above) in b.iter().zip(row.iter_mut().skip(1)) {
-            let best = (diagonal + usize::from(x != *y)).min(*above + 1).min(left + 1);
-            diagonal = *above;
-            *above = best;
-            left = best;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
+    nearest(word, known.iter().map(|name| (*name, *name)))
+        .first()
+        .copied()
 }
 
 #[cfg(test)]

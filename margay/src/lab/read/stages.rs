@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use policy::tree::{Data, Member, Node as Yaml, Position};
+
 use super::super::topology::{Healthcheck, NodeSpec, Stage, StageSpec, Topology};
-use super::super::yaml::{Value, Yaml};
 use super::Reader;
 
 impl Reader<'_> {
@@ -15,16 +16,16 @@ impl Reader<'_> {
             retries: 3,
             start_period: 0,
         };
-        for (key, value) in self.map(value, field).to_vec() {
-            let field = format!("{field}.{}", key.text);
-            match key.text.as_str() {
-                "test" => check.test = self.strings(&value, &field),
-                "interval" => check.interval = self.number(&value, &field).max(1),
-                "timeout" => check.timeout = self.number(&value, &field).max(1),
-                "retries" => check.retries = self.number(&value, &field),
-                "start-period" => check.start_period = self.number(&value, &field),
+        for entry @ Member { key, value, .. } in self.map(value, field) {
+            let field = format!("{field}.{key}");
+            match key.as_str() {
+                "test" => check.test = self.strings(value, &field),
+                "interval" => check.interval = self.number(value, &field).max(1),
+                "timeout" => check.timeout = self.number(value, &field).max(1),
+                "retries" => check.retries = self.number(value, &field),
+                "start-period" => check.start_period = self.number(value, &field),
                 _ => self.unknown(
-                    &key,
+                    entry,
                     &field,
                     &["test", "interval", "timeout", "retries", "start-period"],
                 ),
@@ -38,13 +39,7 @@ impl Reader<'_> {
             _ => check.test,
         };
         if check.test.is_empty() {
-            self.error(
-                value.line,
-                value.column,
-                field,
-                "the health check has no test",
-                None,
-            );
+            self.error(value.at, field, "the health check has no test", None);
             return None;
         }
         Some(check)
@@ -52,18 +47,18 @@ impl Reader<'_> {
 
     pub(super) fn stages(&mut self, value: &Yaml, field: &str) -> BTreeMap<Stage, StageSpec> {
         let mut stages = BTreeMap::new();
-        for (key, value) in self.map(value, field).to_vec() {
-            let field = format!("{field}.{}", key.text);
-            let Some(stage) = self.stage(&key.text, key.line, key.column, &field) else {
+        for entry @ Member { key, value, .. } in self.map(value, field) {
+            let field = format!("{field}.{key}");
+            let Some(stage) = self.stage(key, entry.key_at, &field) else {
                 continue;
             };
             let mut spec = StageSpec::default();
-            for (key, value) in self.map(&value, &field).to_vec() {
-                let field = format!("{field}.{}", key.text);
-                match key.text.as_str() {
-                    "wait-for" => spec.wait_for = self.wait_for(&value, &field),
-                    "exec" => self.stage_exec(&value, &field, &mut spec),
-                    _ => self.unknown(&key, &field, &["wait-for", "exec"]),
+            for entry @ Member { key, value, .. } in self.map(value, &field) {
+                let field = format!("{field}.{key}");
+                match key.as_str() {
+                    "wait-for" => spec.wait_for = self.wait_for(value, &field),
+                    "exec" => self.stage_exec(value, &field, &mut spec),
+                    _ => self.unknown(entry, &field, &["wait-for", "exec"]),
                 }
             }
             stages.insert(stage, spec);
@@ -73,23 +68,23 @@ impl Reader<'_> {
 
     fn wait_for(&mut self, value: &Yaml, field: &str) -> Vec<(String, Stage)> {
         let mut waits = Vec::new();
-        for (index, item) in self.list(value, field).to_vec().iter().enumerate() {
+        for (index, item) in self.list(value, field).iter().enumerate() {
             let field = format!("{field}[{index}]");
             let (mut node, mut stage) = (None, Some(Stage::Create));
-            for (key, value) in self.map(item, &field).to_vec() {
-                let field = format!("{field}.{}", key.text);
-                match key.text.as_str() {
-                    "node" => node = Some(self.string(&value, &field)),
+            for entry @ Member { key, value, .. } in self.map(item, &field) {
+                let field = format!("{field}.{key}");
+                match key.as_str() {
+                    "node" => node = Some(self.string(value, &field)),
                     "stage" => {
-                        let name = self.string(&value, &field);
-                        stage = self.stage(&name, value.line, value.column, &field);
+                        let name = self.string(value, &field);
+                        stage = self.stage(&name, value.at, &field);
                     }
-                    _ => self.unknown(&key, &field, &["node", "stage"]),
+                    _ => self.unknown(entry, &field, &["node", "stage"]),
                 }
             }
             match (node, stage) {
                 (Some(node), Some(stage)) => waits.push((node, stage)),
-                (None, _) => self.error(item.line, item.column, &field, "wait-for needs a node", None),
+                (None, _) => self.error(item.at, &field, "wait-for needs a node", None),
                 (_, None) => {}
             }
         }
@@ -98,38 +93,32 @@ impl Reader<'_> {
 
     /// Both notations: `{on-enter: […], on-exit: […]}` and `[{command, phase, target}]`.
     fn stage_exec(&mut self, value: &Yaml, field: &str, spec: &mut StageSpec) {
-        if let Value::Map(entries) = &value.value {
-            for (key, value) in entries {
-                let field = format!("{field}.{}", key.text);
-                match key.text.as_str() {
+        if let Data::Object(entries) = &value.data {
+            for entry @ Member { key, value, .. } in entries {
+                let field = format!("{field}.{key}");
+                match key.as_str() {
                     "on-enter" => spec.on_enter = self.commands(value, &field),
                     "on-exit" => spec.on_exit = self.commands(value, &field),
-                    _ => self.unknown(key, &field, &["on-enter", "on-exit"]),
+                    _ => self.unknown(entry, &field, &["on-enter", "on-exit"]),
                 }
             }
             return;
         }
-        for (index, item) in self.list(value, field).to_vec().iter().enumerate() {
+        for (index, item) in self.list(value, field).iter().enumerate() {
             let field = format!("{field}[{index}]");
             let (mut command, mut on_exit) = (None, false);
-            for (key, value) in self.map(item, &field).to_vec() {
-                let field = format!("{field}.{}", key.text);
-                match key.text.as_str() {
-                    "command" => command = self.command(&value, &field),
-                    "phase" => on_exit = self.choice(&value, &field, &["on-enter", "on-exit"]) == 1,
+            for entry @ Member { key, value, .. } in self.map(item, &field) {
+                let field = format!("{field}.{key}");
+                match key.as_str() {
+                    "command" => command = self.command(value, &field),
+                    "phase" => on_exit = self.choice(value, &field, &["on-enter", "on-exit"]) == 1,
                     "target" => {
-                        if self.choice(&value, &field, &["container", "host"]) == 1 {
+                        if self.choice(value, &field, &["container", "host"]) == 1 {
                             let message = "commands on the machine itself are not run by a lab";
-                            self.error(
-                                value.line,
-                                value.column,
-                                &field,
-                                message,
-                                Some("target: container"),
-                            );
+                            self.error(value.at, &field, message, Some("target: container"));
                         }
                     }
-                    _ => self.unknown(&key, &field, &["command", "phase", "target"]),
+                    _ => self.unknown(entry, &field, &["command", "phase", "target"]),
                 }
             }
             let Some(command) = command else { continue };
@@ -141,17 +130,11 @@ impl Reader<'_> {
         }
     }
 
-    fn stage(&mut self, name: &str, line: usize, column: usize, field: &str) -> Option<Stage> {
+    fn stage(&mut self, name: &str, at: Position, field: &str) -> Option<Stage> {
         let stage = Stage::ALL.into_iter().find(|stage| stage.name() == name);
         if stage.is_none() {
             let hint = "create, create-links, configure, healthy or exit";
-            self.error(
-                line,
-                column,
-                field,
-                &format!("no stage is called '{name}'"),
-                Some(hint),
-            );
+            self.error(at, field, &format!("no stage is called '{name}'"), Some(hint));
         }
         stage
     }
@@ -164,22 +147,16 @@ impl Reader<'_> {
                 let field = format!("topology.nodes.{}.stages.{}.wait-for", node.name, stage.name());
                 for (other, wanted) in &spec.wait_for {
                     let Some(target) = known.get(other.as_str()) else {
-                        self.error(
-                            node.line,
-                            1,
-                            &field,
-                            &format!("no node is called '{other}'"),
-                            None,
-                        );
+                        self.error_in_line(node.line, &field, &format!("no node is called '{other}'"), None);
                         continue;
                     };
                     if *wanted == Stage::Healthy && target.healthcheck.is_none() {
                         let message = format!("'{other}' has no healthcheck, so it never becomes healthy");
-                        self.error(node.line, 1, &field, &message, None);
+                        self.error_in_line(node.line, &field, &message, None);
                     }
                     if *wanted == Stage::Exit && target.command.is_none() {
                         let message = format!("'{other}' has no cmd, so it never exits");
-                        self.error(node.line, 1, &field, &message, None);
+                        self.error_in_line(node.line, &field, &message, None);
                     }
                     if reaches(
                         &known,
@@ -188,7 +165,7 @@ impl Reader<'_> {
                         &mut BTreeSet::new(),
                     ) {
                         let message = format!("'{}' and '{other}' wait for each other", node.name);
-                        self.error(node.line, 1, &field, &message, None);
+                        self.error_in_line(node.line, &field, &message, None);
                     }
                 }
             }

@@ -96,8 +96,10 @@ topology:
     assert_eq!(env, ["ME=b", "NONE=grey-blue", "PAINT=blue"]);
     assert_eq!(
         error(&with_node("image: '${NOT_SET}'")),
-        "/labs/t.clab.yml:4:29: topology.nodes.a.image: the variable NOT_SET is not set\n  \
-         hint: set it, or give a default: ${NAME:=default}"
+        "/labs/t.clab.yml:4:29: topology.nodes.a.image: the variable NOT_SET is not set
+ 4 |     a: {kind: linux, image: '${NOT_SET}'}
+   |                             ^
+   hint: set it, or give a default: ${NAME:=default}"
     );
 }
 
@@ -185,7 +187,10 @@ fn what_namespaces_have_no_use_for_is_noted_and_ignored() {
 fn a_misspelt_key_is_an_error_at_its_place_with_the_word_that_was_meant() {
     assert_eq!(
         error("name: t\ntopology:\n  nodes:\n    a:\n      kind: linux\n      exce: [date]\n"),
-        "/labs/t.clab.yml:6:7: topology.nodes.a.exce: unknown key 'exce'\n  hint: did you mean 'exec'?"
+        "/labs/t.clab.yml:6:7: topology.nodes.a.exce: unknown key 'exce'
+ 6 |       exce: [date]
+   |       ^
+   hint: did you mean 'exec'?"
     );
 }
 
@@ -310,7 +315,7 @@ fn files_that_are_no_topologies_are_refused() {
             "not usable as the name of a node",
         ),
         ("name: t\ntopology: [a]\n", "a mapping is expected"),
-        ("name: t\n\ttopology: x\n", "not valid YAML"),
+        ("name: t\n\ttopology: x\n", "not YAML"),
     ] {
         let shown = errors(text)
             .iter()
