@@ -264,15 +264,18 @@ fn documents(directory: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> any
         } else if path
             .extension()
             .is_some_and(|end| end == "yaml" || end == "yml" || end == "json")
-            // A lab's topology beside its manifests is for `lab up`.
-            && !path
-                .file_stem()
-                .is_some_and(|stem| Path::new(stem).extension().is_some_and(|end| end == "clab"))
+            && !is_topology(&path)
         {
             found.push(path);
         }
     }
     Ok(())
+}
+
+/// Whether this is a lab's topology (`….clab.yml`): one beside manifests is for `lab up`.
+fn is_topology(path: &Path) -> bool {
+    path.file_stem()
+        .is_some_and(|stem| Path::new(stem).extension().is_some_and(|end| end == "clab"))
 }
 
 /// `ippool/default`, `networkpolicy/shop/web`: how an object is called in messages.
