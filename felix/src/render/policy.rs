@@ -263,7 +263,29 @@ impl RuleWriter<'_> {
                     Value::Proto(protocol.0),
                 )]]
             }
-            Condition::Icmp { kind, code, negate } => icmp(family, *kind, *code, *negate),
+            Condition::Icmp {
+                kind,
+                code,
+                negate: false,
+            } => icmp(family, *kind, *code, false),
+            Condition::Icmp {
+                kind,
+                code,
+                negate: true,
+            } => {
+                let wanted = rule.matches.iter().find_map(|condition| match condition {
+                    Condition::Icmp {
+                        kind,
+                        code,
+                        negate: false,
+                    } => Some((*kind, *code)),
+                    _ => None,
+                });
+                match wanted {
+                    Some(wanted) => icmp_except(family, wanted, (*kind, *code)),
+                    None => icmp(family, *kind, *code, true),
+                }
+            }
             Condition::Ports { side, ranges, negate } => {
                 let field = match side {
                     Side::Source => Field::ThSport,
@@ -273,8 +295,12 @@ impl RuleWriter<'_> {
             }
             Condition::NamedPort { side, set, negate } => {
                 let mut statements = Vec::new();
-                if *negate {
-                    // What has no ports is in no set of ports, and still does not match.
+                let protocol_is_said = rule.matches.iter().any(|condition| {
+                    matches!(condition, Condition::Protocol { protocol, negate: false } if protocol.has_ports())
+                });
+                if *negate && !protocol_is_said {
+                    // What has no ports is in no set of ports, and still does not match. Where one protocol is asked
+                    // for anyway this would be said twice, in a way that nft lists and does not read.
                     statements.push(Statement::Match(Match::OneOf {
                         field: Field::L4Proto,
                         op: Op::Eq,
@@ -355,6 +381,26 @@ fn icmp(family: IpVersion, kind: u8, code: Option<u8>, negate: bool) -> Vec<Vec<
                 vec![of_type(Op::Eq), compare(codes, Op::Ne, Value::Icmp(code))],
             ]
         }
+    }
+}
+
+/// What is left to ask of a message that is `wanted`, so that it is not `unwanted`. Asking for one type twice would be
+/// right too, but `nft` merges such comparisons, and what it lists is not what it loads.
+fn icmp_except(
+    family: IpVersion,
+    wanted: (u8, Option<u8>),
+    unwanted: (u8, Option<u8>),
+) -> Vec<Vec<Statement>> {
+    let codes = match family {
+        IpVersion::V4 => Field::IcmpCode,
+        IpVersion::V6 => Field::Icmpv6Code,
+    };
+    match (wanted, unwanted) {
+        ((kind, _), (other, _)) if kind != other => vec![Vec::new()],
+        (_, (_, None)) => Vec::new(),
+        ((_, Some(code)), (_, Some(other))) if code != other => vec![Vec::new()],
+        ((_, Some(_)), (_, Some(_))) => Vec::new(),
+        ((_, None), (_, Some(code))) => vec![vec![compare(codes, Op::Ne, Value::Icmp(code))]],
     }
 }
 
