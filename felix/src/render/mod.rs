@@ -1,7 +1,7 @@
 //! From a compiled policy program to one nftables table. Pure: equal inputs give equal tables.
 //!
 //! ```text
-//!  prerouting raw   raw-pre ──► wl-source              a workload sends only from its own addresses
+//!  prerouting -450  raw-pre ──► wl-source              a workload sends only from its own addresses
 //!  forward 0        fwd-from ─► wl-from ─vmap ep-from─► ge-… (group, egress)  ─► t-… (tier) ─► e-p-… (policy)
 //!  forward +1       fwd-to ───► wl-to ──vmap ep-to───► gi-… (group, ingress) ─► t-… (tier) ─► i-p-… (policy)
 //!  input 0          in-wl ────► wl-host                a workload and its host
@@ -10,6 +10,7 @@
 //!
 //! What holds for every table made here:
 //!
+//! - Sources are checked before fragments are put together, everything else after that.
 //! - `accept` ends one base chain only, `drop` is final. So a packet between two workloads of one node passes
 //!   `fwd-from` (its sender's egress) and then `fwd-to` (its receiver's ingress), and no mark has to carry a verdict.
 //! - Established connections are accepted before any dispatch. The dispatch is one map lookup, however many workloads.
@@ -41,8 +42,10 @@ use ::policy::compile::Program;
 pub const LOG_GROUP: u16 = 1;
 /// Bytes of a logged packet that are copied: both headers of any packet we police.
 const LOG_SNAPLEN: u32 = 96;
-/// Raw table: before connection tracking (`NF_IP_PRI_RAW`).
-const PRIORITY_RAW: i32 = -300;
+/// Before fragments are put together (`NF_IP_PRI_RAW_BEFORE_DEFRAG`), and so before connection tracking too. They are
+/// put together by addresses and a number, whatever interface they came from: behind that place a workload could add
+/// its own fragment, under another one's address, to that one's packet.
+const PRIORITY_SOURCES: i32 = -450;
 /// Source translation (`NF_IP_PRI_NAT_SRC`).
 const PRIORITY_SRCNAT: i32 = 100;
 
@@ -202,7 +205,7 @@ fn sources(input: &Input<'_>, table: &mut Table) {
             .rule(drop_rule("foreign source")),
     );
     table.add_chain(
-        Chain::base("raw-pre", Base::filter(Hook::Prerouting, PRIORITY_RAW))
+        Chain::base("raw-pre", Base::filter(Hook::Prerouting, PRIORITY_SOURCES))
             .rule(ours(input, Field::Iifname).verdict(Verdict::Jump("wl-source".into()))),
     );
 }
