@@ -11,6 +11,9 @@ use nix::sched::{CloneFlags, unshare};
 /// Says that the program runs inside a user namespace it made itself.
 const INSIDE: &str = "FELIX_TEST_INSIDE";
 
+/// Says that everything has run already, with the privileges of root.
+const AGAIN: &str = "FELIX_TEST_AGAIN";
+
 /// A test and its name.
 pub(crate) type Named = (&'static str, fn());
 
@@ -20,13 +23,13 @@ pub(crate) fn run(threads: Option<usize>, trials: impl FnOnce() -> Vec<Trial>) -
     let mut arguments = Arguments::from_args();
     let inside = std::env::var_os(INSIDE).is_some();
     if !nix::unistd::geteuid().is_root() && !inside && user_namespaces().is_ok() {
-        std::process::exit(run_inside(&std::env::args().skip(1).collect::<Vec<_>>()));
+        std::process::exit(run_inside(&std::env::args().skip(1).collect::<Vec<_>>(), None));
     }
     arguments.test_threads = arguments.test_threads.or(threads);
     let mut trials = trials();
     if !inside {
         let missing = user_namespaces().err();
-        let all = || match run_inside(&["--quiet".to_owned()]) {
+        let all = || match run_inside(&["--quiet".to_owned()], Some(AGAIN)) {
             0 => Ok(()),
             code => Err(Failed::from(format!(
                 "inside a user namespace the tests ended with {code}"
@@ -88,13 +91,14 @@ fn user_namespaces() -> Result<(), String> {
     }
 }
 
-fn run_inside(arguments: &[String]) -> i32 {
+fn run_inside(arguments: &[String], and: Option<&str>) -> i32 {
     let myself = std::env::current_exe().expect("own path");
     let status = Command::new("unshare")
         .args(["-Urn", "--"])
         .arg(myself)
         .args(arguments)
         .env(INSIDE, "1")
+        .envs(and.map(|name| (name, "1")))
         .status();
     status.ok().and_then(|s| s.code()).unwrap_or(1)
 }

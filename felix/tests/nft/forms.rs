@@ -9,7 +9,7 @@ use felix::nft::ruleset::{
 };
 
 use super::common::Named;
-use super::{expressions, in_namespace, listing, nft, nft_input};
+use super::{assert_lines, expressions, in_namespace, listing, nft, nft_input};
 
 pub(crate) const TESTS: &[Named] = &[
     ("the_bytecode_of_every_form_is_the_one_nft_emits", same_bytecode),
@@ -410,17 +410,4 @@ fn listing_loads_again() {
     });
     let (json, _) = again.unwrap();
     assert_lines(&listing(), &json);
-}
-
-/// The first line that differs, with its neighbours.
-pub(crate) fn assert_lines(ours: &str, theirs: &str) {
-    let (a, b): (Vec<&str>, Vec<&str>) = (ours.lines().collect(), theirs.lines().collect());
-    if let Some(n) = (0..a.len().max(b.len())).find(|n| a.get(*n) != b.get(*n)) {
-        let around = |l: &[&str]| l[n.saturating_sub(8).min(l.len())..(n + 4).min(l.len())].join("\n");
-        panic!(
-            "line {n} differs\nours:\n{}\n\ntheirs:\n{}",
-            around(&a),
-            around(&b)
-        );
-    }
 }

@@ -124,7 +124,7 @@ fn fresh(table: &Table) -> String {
 }
 
 fn assert_fresh(table: &Table) {
-    super::forms::assert_lines(&strip_flags(&listing()), &strip_flags(&fresh(table)));
+    super::assert_lines(&strip_flags(&listing()), &strip_flags(&fresh(table)));
 }
 
 /// Flags of the table itself depend on who owns it now.
@@ -506,7 +506,7 @@ fn keywords() {
         nft_input(&["-f", "-"], &listed);
         listing()
     });
-    super::forms::assert_lines(&listing(), &again.unwrap());
+    super::assert_lines(&listing(), &again.unwrap());
 }
 
 fn ping(arguments: &[&str]) -> bool {

@@ -10,8 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::common::Named;
-use super::forms::assert_lines;
-use super::{in_namespace, listing, nft_input};
+use super::{assert_lines, in_namespace, listing, nft_input};
 
 pub(crate) const TESTS: &[Named] = &[
     ("random_tables_mean_what_their_text_means_to_nft", means_its_text),
