@@ -193,6 +193,7 @@ fn folders_standard_input_and_files_that_are_not_there() {
     );
     world.file("notes.txt", "not for us");
     world.file("two.clab.yml", "name: for `lab up`");
+    world.file("two.test.yaml", "allowed: []");
     assert_eq!(
         world.ok(&["apply", "-f", "."]),
         "ippool/v4 created\nippool/v6 created\ntier/t created\n"

@@ -264,7 +264,7 @@ fn documents(directory: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> any
         } else if path
             .extension()
             .is_some_and(|end| end == "yaml" || end == "yml" || end == "json")
-            && !is_topology(&path)
+            && !is_companion(&path)
         {
             found.push(path);
         }
@@ -272,10 +272,11 @@ fn documents(directory: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> any
     Ok(())
 }
 
-/// Whether this is a lab's topology (`….clab.yml`): one beside manifests is for `lab up`.
-fn is_topology(path: &Path) -> bool {
+/// What stands beside manifests and is none: a lab's topology, `NAME.clab.yml`, and expectations, `NAME.test.yaml`.
+fn is_companion(path: &Path) -> bool {
     path.file_stem()
-        .is_some_and(|stem| Path::new(stem).extension().is_some_and(|end| end == "clab"))
+        .and_then(|stem| Path::new(stem).extension())
+        .is_some_and(|word| word == "clab" || word == "test")
 }
 
 /// `ippool/default`, `networkpolicy/shop/web`: how an object is called in messages.
