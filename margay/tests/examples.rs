@@ -127,7 +127,7 @@ fn workload(name: &str, number: u8, workload: &Workload) -> Resource {
         workload: name.to_owned(),
         endpoint: "eth0".into(),
     };
-    let mut metadata = ObjectMeta::namespaced("default", &full.to_string());
+    let mut metadata = ObjectMeta::namespaced("default", full.to_string());
     metadata.labels = workload.labels.clone();
     let addresses: [IpNetwork; 2] = [
         format!("198.51.100.{number}/32").parse().expect("an address"),
