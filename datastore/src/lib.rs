@@ -4,8 +4,8 @@
 //!   Client (typed create, update, apply)     Mirror (list + watch → map + changes)     Ipam (blocks)
 //!            └──────────────────┬─────────────────────┴──────────────────┬───────────────┘
 //!                          trait Store: get · list at one revision · watch · compare-and-swap
-//!                     ┌──────────────┴──────────────┐
-//!                  memory                        SQLite (one machine, several processes)
+//!                ┌───────────────────┼──────────────────────┐
+//!             memory   SQLite (one machine, several processes)   etcd (a cluster)
 //! ```
 //!
 //! Everything above the trait needs only compare-and-swap on a single key, so that the weakest store one can think
@@ -30,7 +30,7 @@ pub use store::{
     Batch, Capabilities, Compare, Entry, Error, Event, Expect, Listing, Op, Result, ResyncReason, Revision,
     Status, Store, Value, Watch, WatchItem,
 };
-pub use url::open;
+pub use url::{address, open, open_with};
 
 /// Where the store is when nobody says otherwise.
 pub const DEFAULT_URL: &str = "sqlite:///var/lib/margay/margay.db";

@@ -280,6 +280,11 @@ impl WatchSender {
         let _ = self.end.set(end);
     }
 
+    /// Ends when the reader is gone.
+    pub async fn closed(&self) {
+        self.batches.closed().await;
+    }
+
     /// True when the reader is gone.
     pub fn is_closed(&self) -> bool {
         self.batches.is_closed()
