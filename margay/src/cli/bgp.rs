@@ -8,7 +8,7 @@ use bgpd::view::{Neighbor, Route, RouteStatus, State, Summary};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
-use super::output::{Columns, Format, OutputArgs, age, emit, emit_line, emit_structured};
+use super::output::{Columns, Format, OutputArgs, age, counted, emit, emit_line, emit_structured};
 use super::{Global, examples};
 use crate::bgp::{file, run as speaker};
 use crate::logging;
@@ -306,7 +306,7 @@ fn describe(n: &Neighbor) -> String {
         "messages",
         format!("{} in, {} out", s.messages_in, s.messages_out),
     );
-    line("established", format!("{} times", n.established_count));
+    line("established", counted(n.established_count, "time"));
     text
 }
 

@@ -9,7 +9,7 @@ use bgpd::view::Summary;
 use clap::{Args, Subcommand};
 use ipnetwork::IpNetwork;
 
-use super::output::{Format, OutputArgs, age, emit, emit_line, emit_structured};
+use super::output::{Format, OutputArgs, age, counted, emit, emit_line, emit_structured};
 use super::{Global, examples};
 use crate::api::NodeStatus;
 use crate::logging;
@@ -178,12 +178,12 @@ async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<ExitCode> 
         (
             "dataplane",
             format!(
-                "{}; {} of {} endpoints ready, {} writes, {} repairs",
+                "{}; {} of {} ready, {}, {}",
                 yes(plane.in_sync, "in sync", "waiting"),
                 plane.endpoints_ready,
-                plane.endpoints,
-                plane.applies,
-                plane.drift_repairs
+                counted(plane.endpoints, "endpoint"),
+                counted(plane.applies, "write"),
+                counted(plane.drift_repairs, "repair")
             ),
         ),
     ];
@@ -196,8 +196,13 @@ async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<ExitCode> 
         Some(bgp) => lines.push((
             "bgp",
             format!(
-                "AS {}, router id {}; {} of {} peers established; {} prefixes announced, {} learned",
-                bgp.local_as, bgp.router_id, bgp.established, bgp.peers, bgp.originated, bgp.learned
+                "AS {}, router id {}; {} of {} established; {} announced, {} learned",
+                bgp.local_as,
+                bgp.router_id,
+                bgp.established,
+                counted(bgp.peers, "peer"),
+                counted(bgp.originated, "route"),
+                bgp.learned
             ),
         )),
     }

@@ -141,6 +141,12 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
+/// `1 repair`, `2 repairs`.
+pub(super) fn counted<N: std::fmt::Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
+    let one = number == N::from(1);
+    format!("{number} {what}{}", if one { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +157,14 @@ mod tests {
         table.row(["a-long-name", "10.0.0.0/8"]);
         table.row(["b", ""]);
         assert_eq!(table.render(), "NAME         CIDR\na-long-name  10.0.0.0/8\nb\n");
+    }
+
+    #[test]
+    fn one_is_one_and_none_are_many() {
+        assert_eq!(
+            [0_usize, 1, 2].map(|n| counted(n, "peer")),
+            ["0 peers", "1 peer", "2 peers"]
+        );
     }
 
     #[test]
