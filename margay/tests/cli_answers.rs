@@ -238,7 +238,7 @@ fn datastores_that_cannot_be_opened_are_named() {
     let world = World::new();
     for (url, part) in [
         ("foo://x", "expected sqlite:///path/to/file.db"),
-        ("etcd://127.0.0.1:2379", "the etcd backend is not built in yet"),
+        ("etcd://192.0.2.1:2379", "would be spoken to without TLS"),
         ("sqlite:///proc/nowhere/m.db", "/proc/nowhere"),
     ] {
         let said = world.run(&["get", "nodes", "--datastore", url]);
