@@ -146,7 +146,7 @@ pub(crate) async fn a_server_that_is_away_is_waited_for() {
     servers.kill(0);
     let refused = store.get("/away/a").await;
     assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
-    let said = refused.unwrap_err().to_string();
+    let said = refused.expect_err("no server").to_string();
     assert!(
         said.contains("127.0.0.1:2379") && said.contains("refused"),
         "{said}"

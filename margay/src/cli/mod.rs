@@ -46,9 +46,16 @@ struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// The datastore: sqlite:///path
-    #[arg(long, global = true, hide_env_values = true, env = "MARGAY_DATASTORE", default_value = DEFAULT_DATASTORE, value_name = "URL")]
-    pub datastore: String,
+    /// The datastore: sqlite:///path for one machine, etcd://host:2379,host2:2379 or https://host:2379 for a cluster.
+    /// When not given: ETCD_ENDPOINTS, else sqlite:///var/lib/margay/margay.db
+    #[arg(
+        long,
+        global = true,
+        hide_env_values = true,
+        env = "MARGAY_DATASTORE",
+        value_name = "URL"
+    )]
+    pub datastore: Option<String>,
     /// Socket of the node daemon
     #[arg(long, global = true, hide_env_values = true, env = "MARGAY_SOCKET", default_value = api::DEFAULT_SOCKET, value_name = "PATH")]
     pub socket: PathBuf,
@@ -63,9 +70,6 @@ pub struct Global {
     )]
     pub log_level: Option<String>,
 }
-
-/// The store of a single machine.
-pub const DEFAULT_DATASTORE: &str = "sqlite:///var/lib/margay/margay.db";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -203,11 +207,21 @@ async fn dispatch(global: &Global, verb: Verb) -> anyhow::Result<ExitCode> {
 impl Global {
     /// The store named by `--datastore`.
     async fn store(&self) -> anyhow::Result<Arc<dyn Store>> {
-        Ok(datastore::open(&self.datastore).await?)
+        Ok(datastore::open_with(&self.address(), &variable).await?)
+    }
+
+    /// The address of that store.
+    fn address(&self) -> String {
+        datastore::address(self.datastore.as_deref(), &variable)
     }
 
     /// A client of the node daemon named by `--socket`.
     fn client(&self) -> Client {
         Client::new(&self.socket)
     }
+}
+
+/// A variable of the environment; one that is not text counts as absent.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }

@@ -113,7 +113,7 @@ pub(super) fn run_daemon(global: &Global, args: &RunArgs) -> anyhow::Result<Exit
         ipv6: find(&args.ip6, true)?,
         as_number: args.as_number,
         bgp: args.backend == Backend::Bgp,
-        datastore: global.datastore.clone(),
+        datastore: global.address(),
         socket: global.socket.clone(),
         secrets_dir: args.secrets_dir.clone(),
         metrics_listen: args.metrics_listen,

@@ -178,7 +178,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 async fn open(url: &str) -> anyhow::Result<Arc<dyn Store>> {
     let mut wait = Duration::from_millis(100);
     for attempt in 1.. {
-        match datastore::open(url).await {
+        match datastore::open_with(url, &crate::cli::variable).await {
             Ok(store) => return Ok(store),
             Err(error) if error.is_transient() && attempt < OPEN_ATTEMPTS => {
                 tracing::warn!(datastore = url, %error, "datastore cannot be opened yet");
