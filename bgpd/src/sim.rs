@@ -16,7 +16,7 @@ use ipnetwork::IpNetwork;
 use crate::config::{PeerAs, PeerConfig, SpeakerConfig};
 use crate::fsm::{ConnId, Session, SessionEvent, Transmit, Transport};
 use crate::rib::table::PeerIndex;
-use crate::speaker::{Order, Speaker};
+use crate::speaker::{Clear, Order, Speaker};
 use crate::view::{Event, OriginAttributes, State};
 use crate::wire::frame;
 
@@ -215,6 +215,19 @@ impl World {
         let node = self.node_mut(n);
         node.config = config.clone();
         node.speaker.reconfigure(config, now);
+        self.pump(n);
+    }
+
+    /// Takes a node out of service or back in.
+    pub fn drain(&mut self, n: NodeIndex, drain: bool) {
+        self.node_mut(n).speaker.drain(drain);
+        self.pump(n);
+    }
+
+    /// Begins anew with a peer of a node.
+    pub fn clear(&mut self, n: NodeIndex, peer: &str, what: Clear) {
+        let now = self.now;
+        self.node_mut(n).speaker.clear(peer, what, now);
         self.pump(n);
     }
 
@@ -527,6 +540,7 @@ impl World {
                     } => {
                         let seed = seed ^ (n as u64) << 20 ^ u64::from(peer) << 40 ^ u64::from(life);
                         let mut session = Session::new(*config, identity, seed);
+                        node.speaker.attach_counters(peer, session.counters());
                         session.command(crate::fsm::Command::Start, now);
                         node.sessions.insert(
                             peer,

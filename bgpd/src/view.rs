@@ -105,6 +105,9 @@ pub struct Summary {
     pub asn: u32,
     /// Whether [`Event::InitialSync`] has been told.
     pub in_sync: bool,
+    /// It is being taken out of service (RFC 8326).
+    #[serde(default)]
+    pub drain: bool,
     /// Destinations by family.
     pub prefixes: BTreeMap<Family, usize>,
     /// Distinct attribute sets in memory.
@@ -166,6 +169,24 @@ pub struct Neighbor {
     pub four_octet_as: bool,
     /// The peer takes ROUTE-REFRESH.
     pub route_refresh: bool,
+    /// Repetitions are marked at both ends (RFC 7313).
+    #[serde(default)]
+    pub enhanced_refresh: bool,
+    /// Messages up to 65535 bytes (RFC 8654).
+    #[serde(default)]
+    pub extended_messages: bool,
+    /// Families in which several paths a prefix are received (RFC 7911).
+    #[serde(default)]
+    pub add_path_receive: Vec<Family>,
+    /// Families in which several paths a prefix are sent (RFC 7911).
+    #[serde(default)]
+    pub add_path_send: Vec<Family>,
+    /// What we are to it (RFC 9234).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// The range it came out of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<String>,
     /// IPv4 prefixes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
     /// The peer's graceful-restart capability.
@@ -191,6 +212,9 @@ pub struct PeerRestart {
     pub notification: bool,
     /// Families it can keep forwarding.
     pub families: Vec<Family>,
+    /// Seconds its routes are kept after that as a last resort (RFC 9494), by family.
+    #[serde(default)]
+    pub long_lived: BTreeMap<Family, u64>,
 }
 
 /// Prefix counters of one peer in one family.
@@ -251,6 +275,9 @@ pub enum RouteViewKind {
 pub struct Route {
     /// Destination.
     pub prefix: IpNetwork,
+    /// What tells it from others to the same destination of the same peer (RFC 7911); absent where nothing has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_id: Option<u32>,
     /// The peer it came from; none: our own.
     pub peer: Option<String>,
     /// What became of it.

@@ -5,8 +5,10 @@
 use std::time::{Duration, Instant};
 
 use bgpd::State;
-use bgpd::config::{PeerAs, PeerRange};
+use bgpd::config::{PeerAs, PeerRange, Role};
+use bgpd::filter::{Action, Community, Operation, Rule};
 use bgpd::sim::{World, address};
+use bgpd::speaker::Clear;
 use bgpd::view::RouteQuery;
 use ipnetwork::IpNetwork;
 
@@ -131,4 +133,276 @@ fn a_change_of_the_range_reaches_its_peers_and_its_end_ends_them() {
     world.run(5 * SECOND);
     assert!(world.node(0).speaker().summary(Instant::now()).peers.is_empty());
     assert_eq!(world.node(0).speaker().routes(&RouteQuery::default()), []);
+}
+
+/// A client with several ways to one prefix gets them all through a reflector, and uses them (RFC 7911).
+#[test]
+fn several_paths_go_through_a_reflector_and_are_used_together() {
+    let mut world = world(4);
+    let mut config = world.config(0, 65000);
+    for n in 1..=4 {
+        let mut peer = World::peering(n, 65000);
+        peer.rr_client = true;
+        // Node 4 cannot: it gets the best path only.
+        (peer.add_path_receive, peer.add_path_send) = (n != 4, if n == 4 { 0 } else { 2 });
+        config.peers.push(peer);
+    }
+    world.add(config);
+    for n in 1..=4 {
+        let mut config = world.config(n, 65000);
+        let mut peer = World::peering(0, 65000);
+        (peer.add_path_receive, peer.add_path_send) = (n != 4, if n == 4 { 0 } else { 2 });
+        config.peers.push(peer);
+        world.add(config);
+    }
+    let anycast = prefix(9, 9);
+    world.originate(1, [anycast]);
+    world.originate(2, [anycast]);
+    world.run(15 * SECOND);
+    assert_eq!(world.node(3).fib[&anycast], [address(1), address(2)]);
+    assert_eq!(world.node(4).fib[&anycast].len(), 1);
+    let routes = world.node(3).speaker().routes(&RouteQuery::default());
+    let ids: std::collections::BTreeSet<_> = routes.iter().filter_map(|route| route.path_id).collect();
+    assert_eq!((routes.len(), ids.len()), (2, 2), "{routes:#?}");
+    let neighbors = world.node(3).speaker().neighbors(Instant::now());
+    assert_eq!(
+        (
+            neighbors[0].add_path_receive.len(),
+            neighbors[0].add_path_send.len()
+        ),
+        (2, 2)
+    );
+    // One goes, the other stays.
+    world.originate(1, []);
+    world.run(SECOND);
+    assert_eq!(world.node(3).fib[&anycast], [address(2)]);
+    assert_eq!(world.node(4).fib[&anycast], [address(2)]);
+    // A third one is beyond what the reflector sends until another goes.
+    world.originate(1, [anycast]);
+    world.originate(4, [anycast]);
+    world.run(SECOND);
+    assert_eq!(world.node(3).fib[&anycast], [address(1), address(2)]);
+    world.originate(2, []);
+    world.run(SECOND);
+    assert_eq!(world.node(3).fib[&anycast], [address(1), address(4)]);
+}
+
+/// RFC 7313: a repetition forgets what was not repeated, and nothing else.
+#[test]
+fn a_soft_clear_repeats_everything_between_marks() {
+    let mut world = world(5);
+    for (n, other) in [(0, 1), (1, 0)] {
+        let mut config = world.config(n, 65001 + n as u32);
+        config.peers.push(World::peering(other, 65001 + other as u32));
+        world.add(config);
+    }
+    world.originate(1, [prefix(1, 1), prefix(1, 2)]);
+    world.run(15 * SECOND);
+    let neighbors = world.node(0).speaker().neighbors(Instant::now());
+    assert!(neighbors[0].enhanced_refresh);
+    let changes = world.node(0).changes;
+    let messages = |world: &World| world.node(0).speaker().summary(Instant::now()).peers[0].messages_in;
+    let before = messages(&world);
+    world.clear(0, "node1", Clear::In);
+    world.run(3 * SECOND);
+    assert_eq!(world.node(0).changes, changes, "the kernel is not bothered");
+    assert_eq!(world.node(0).fib.len(), 2);
+    // Two families, each with a beginning and an end, and UPDATEs between them.
+    assert!(
+        messages(&world) >= before + 5,
+        "{} messages",
+        messages(&world) - before
+    );
+    let stale = |world: &World| {
+        world
+            .node(0)
+            .speaker()
+            .routes(&RouteQuery::default())
+            .iter()
+            .any(|r| r.stale)
+    };
+    assert!(!stale(&world));
+    world.clear(0, "node1", Clear::Session);
+    world.run(10 * SECOND);
+    assert_eq!(
+        world.node(0).speaker().neighbors(Instant::now())[0].established_count,
+        2
+    );
+    assert_eq!(world.node(0).fib.len(), 2);
+}
+
+/// RFC 9494: after the restart time routes stay as the last resort, for those who know what that means.
+#[test]
+fn long_lived_routes_are_the_last_resort_and_end() {
+    let mut world = world(6);
+    // 1 and 2 tell 0 the same; 0 reflects to 3, which knows of it, and to 4, which does not.
+    let long = Duration::from_secs(3600);
+    let mut config = world.config(0, 65000);
+    config.graceful_restart.long_lived = long;
+    for n in 1..=4 {
+        let mut peer = World::peering(n, 65000);
+        peer.rr_client = true;
+        config.peers.push(peer);
+    }
+    world.add(config);
+    for n in 1..=4 {
+        let mut config = world.config(n, 65000);
+        if n != 4 {
+            config.graceful_restart.long_lived = long;
+        }
+        config.peers.push(World::peering(0, 65000));
+        world.add(config);
+    }
+    let (both, only) = (prefix(9, 1), prefix(9, 2));
+    world.originate(1, [both, only]);
+    world.originate(2, [both]);
+    world.run(15 * SECOND);
+    assert_eq!(world.node(0).fib[&both], [address(1), address(2)]);
+    world.vanish(1);
+    // Hold time 90 s, restart time 120 s: half an hour later only what nobody else has is still there.
+    world.run(1800 * SECOND);
+    assert_eq!(world.node(0).fib[&both], [address(2)]);
+    assert_eq!(world.node(0).fib[&only], [address(1)]);
+    let routes = world.node(0).speaker().routes(&RouteQuery::default());
+    let lost = routes
+        .iter()
+        .find(|r| r.prefix == both && r.peer.as_deref() == Some("node1"))
+        .unwrap();
+    assert_eq!(lost.reason.as_deref(), Some("lost by long-lived staleness"));
+    assert!(
+        lost.stale && lost.communities.contains(&"llgr-stale".to_owned()),
+        "{lost:?}"
+    );
+    assert!(world.node(3).fib.contains_key(&only));
+    assert!(!world.node(4).fib.contains_key(&only));
+    // It comes back, and everything is as before.
+    world.start(1, true);
+    world.run(60 * SECOND);
+    assert_eq!(world.node(0).fib[&both], [address(1), address(2)]);
+    assert!(world.node(4).fib.contains_key(&only));
+    // It does not come back.
+    world.vanish(1);
+    world.run(4000 * SECOND);
+    assert!(!world.node(0).fib.contains_key(&only) && !world.node(3).fib.contains_key(&only));
+}
+
+/// RFC 8326: who is about to leave is used by nobody who has a choice, and loses no packet of those who have none.
+#[test]
+fn a_drained_node_is_left_alone_where_there_is_a_choice() {
+    let mut world = world(7);
+    let edges = [(0, 1), (0, 2), (1, 3), (2, 3)];
+    for n in 0..4 {
+        let mut config = world.config(n, 65001 + n as u32);
+        for (a, b) in edges {
+            let other = if n == a {
+                b
+            } else if n == b {
+                a
+            } else {
+                continue;
+            };
+            config.peers.push(World::peering(other, 65001 + other as u32));
+        }
+        world.add(config);
+    }
+    world.originate(3, [prefix(3, 1)]);
+    world.originate(1, [prefix(1, 1)]);
+    world.run(15 * SECOND);
+    assert_eq!(world.node(0).fib[&prefix(3, 1)], [address(1), address(2)]);
+    world.drain(1, true);
+    world.run(SECOND);
+    assert_eq!(world.node(0).fib[&prefix(3, 1)], [address(2)]);
+    // By either way it comes from the one that leaves, so it is as good as it gets.
+    assert!(world.node(0).fib[&prefix(1, 1)].contains(&address(1)));
+    let routes = world.node(0).speaker().routes(&RouteQuery::default());
+    assert!(
+        routes
+            .iter()
+            .filter(|r| r.peer.as_deref() == Some("node1"))
+            .all(|r| r.communities == ["graceful-shutdown"] && r.local_pref == Some(0)),
+        "{routes:#?}"
+    );
+    assert!(world.node(1).speaker().summary(Instant::now()).drain);
+    world.drain(1, false);
+    world.run(SECOND);
+    assert_eq!(world.node(0).fib[&prefix(3, 1)], [address(1), address(2)]);
+}
+
+/// RFC 9234: a customer that passes on what its provider told it is found out, with the reason.
+#[test]
+fn a_leak_is_refused_by_role() {
+    let mut world = world(8);
+    // 0 and 2 are providers of 1; 1 passes everything on, and its roles are the only thing that is wrong with it.
+    for (n, others) in [(0, vec![1]), (1, vec![0, 2]), (2, vec![1])] {
+        let mut config = world.config(n, 65001 + n as u32);
+        for other in others {
+            let mut peer = World::peering(other, 65001 + other as u32);
+            peer.role = match n {
+                1 if other == 0 => Some(Role::Customer),
+                // Towards 2 it says nothing.
+                1 => None,
+                _ => Some(Role::Provider),
+            };
+            config.peers.push(peer);
+        }
+        world.add(config);
+    }
+    world.originate(0, [prefix(0, 1)]);
+    world.originate(1, [prefix(1, 1)]);
+    world.run(15 * SECOND);
+    assert!(world.node(2).fib.contains_key(&prefix(1, 1)));
+    assert!(!world.node(2).fib.contains_key(&prefix(0, 1)));
+    let routes = world.node(2).speaker().routes(&RouteQuery::default());
+    let leak = routes.iter().find(|r| r.prefix == prefix(0, 1)).unwrap();
+    assert_eq!(
+        leak.reason.as_deref(),
+        Some("a route leak: for customers of AS 65001 only (OTC)")
+    );
+    // Roles that do not belong together make no session, and both sides say why.
+    let mut config = world.node(1).speaker().config().clone();
+    config.peers[1].role = Some(Role::Provider);
+    world.reconfigure(1, config);
+    world.run(20 * SECOND);
+    let summary = world.node(2).speaker().summary(Instant::now());
+    assert_ne!(summary.peers[0].state, State::Established);
+    assert!(
+        summary.peers[0]
+            .last_error
+            .as_ref()
+            .unwrap()
+            .contains("Role Mismatch"),
+        "{summary:?}"
+    );
+}
+
+/// RFC 8654: one prefix with so many communities that 4096 bytes do not hold them.
+#[test]
+fn extended_messages_carry_what_others_cannot() {
+    for extended in [false, true] {
+        let mut world = world(9);
+        for (n, other) in [(0, 1), (1, 0)] {
+            let mut config = world.config(n, 65001 + n as u32);
+            let mut peer = World::peering(other, 65001 + other as u32);
+            peer.extended_messages = extended;
+            if n == 1 {
+                let mut rule = Rule::new(Action::Accept);
+                let community = |k: u32| Operation::AddCommunity(Community::Large(65002, 1, k));
+                rule.operations = (0..600).map(community).collect();
+                peer.export.rules.push(rule);
+            }
+            config.peers.push(peer);
+            world.add(config);
+        }
+        world.originate(1, [prefix(1, 1)]);
+        world.run(15 * SECOND);
+        let routes = world.node(0).speaker().routes(&RouteQuery::default());
+        assert_eq!(
+            routes.first().map(|r| r.communities.len()),
+            extended.then_some(600)
+        );
+        assert_eq!(
+            world.node(0).speaker().summary(Instant::now()).peers[0].state,
+            State::Established
+        );
+    }
 }

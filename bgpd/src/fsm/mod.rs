@@ -154,6 +154,17 @@ pub enum SessionEvent {
     EndOfRib(Family),
     /// The peer wants our routes again.
     Refresh(Family),
+    /// The peer begins (or ends) repeating its routes; what it does not repeat in between is gone (RFC 7313).
+    Repeats(Family, RefreshPhase),
+}
+
+/// A demarcation of RFC 7313.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefreshPhase {
+    /// BoRR.
+    Begins,
+    /// EoRR.
+    Ends,
 }
 
 /// The routes of one UPDATE: what the attributes say once, and packed lists of prefixes.
@@ -171,6 +182,7 @@ pub struct RouteUpdate {
 #[derive(Clone, Debug)]
 pub struct PackedPrefixes {
     family: Family,
+    add_path: bool,
     bytes: Bytes,
 }
 
@@ -179,6 +191,7 @@ impl PackedPrefixes {
     pub fn copy(list: &PrefixIter<'_>) -> Self {
         Self {
             family: list.family(),
+            add_path: list.has_path_ids(),
             bytes: Bytes::copy_from_slice(list.as_bytes()),
         }
     }
@@ -196,7 +209,7 @@ impl PackedPrefixes {
     /// Walks the list.
     pub fn iter(&self) -> PrefixIter<'_> {
         // The bytes come from a list that was validated; an empty one is the answer that harms nobody.
-        PrefixIter::validate(&self.bytes, self.family, false)
+        PrefixIter::validate(&self.bytes, self.family, self.add_path)
             .unwrap_or_else(|_| PrefixIter::empty(self.family))
     }
 }

@@ -7,8 +7,8 @@ use super::Identity;
 use crate::config::{Family, PeerConfig};
 use crate::filter::PeerType;
 use crate::wire::{
-    AFI_IPV6, AfiSafi, Capability, DecodeContext, ExtendedNextHop, FamilyContext, GracefulRestart,
-    GracefulRestartFamily, Notification, Open, code, open_error,
+    AFI_IPV6, AddPath, AfiSafi, Capability, DecodeContext, ExtendedNextHop, FamilyContext, GracefulRestart,
+    GracefulRestartFamily, LongLivedFamily, Notification, Open, Role, code, open_error,
 };
 
 /// The terms of an established session.
@@ -34,8 +34,18 @@ pub struct Negotiated {
     pub four_octet_as: bool,
     /// The peer answers ROUTE-REFRESH.
     pub route_refresh: bool,
+    /// RFC 7313 on both sides.
+    pub enhanced_refresh: bool,
     /// RFC 8950 on both sides, for IPv4 unicast.
     pub extended_next_hop: bool,
+    /// Families in which we send path identifiers (RFC 7911). Those in which we receive them are in `decode`.
+    pub add_path_send: Vec<Family>,
+    /// We may send messages up to 65535 bytes (RFC 8654).
+    pub extended_messages: bool,
+    /// What we are to the peer (RFC 9234), between ASes only.
+    pub role: Option<Role>,
+    /// The peer knows what LLGR_STALE means (RFC 9494).
+    pub long_lived: bool,
     /// What the peer said about graceful restart; only when we do it too.
     pub graceful_restart: Option<PeerGracefulRestart>,
     /// How its messages are to be read.
@@ -53,14 +63,28 @@ pub struct PeerGracefulRestart {
     pub notification: bool,
     /// Families, and whether each F bit was set.
     pub families: Vec<(Family, bool)>,
+    /// Families whose routes are kept longer still (RFC 9494), whether each F bit was set, and for how long.
+    pub long_lived: Vec<(Family, bool, Duration)>,
 }
 
 impl PeerGracefulRestart {
     /// Whether the peer kept forwarding in that family while it was away.
     pub fn preserved(&self, family: Family) -> bool {
-        self.families
-            .iter()
-            .any(|(f, preserved)| *f == family && *preserved)
+        let short = self.families.iter().map(|(f, preserved)| (*f, *preserved));
+        let long = self.long_lived.iter().map(|(f, preserved, _)| (*f, *preserved));
+        short.chain(long).any(|line| line == (family, true))
+    }
+
+    /// How long the peer's routes are kept in a family: for its return, and then as a last resort.
+    pub fn kept(&self, family: Family) -> (Duration, Option<Duration>) {
+        let announced = self.families.iter().any(|(f, _)| *f == family);
+        let long = self.long_lived.iter().find(|(f, ..)| *f == family);
+        let short = if announced {
+            self.restart_time
+        } else {
+            Duration::ZERO
+        };
+        (short, long.map(|(.., time)| *time).filter(|time| !time.is_zero()))
     }
 }
 
@@ -73,6 +97,22 @@ pub fn local_open(config: &PeerConfig, identity: &Identity, seen_before: bool) -
         .map(|family| Capability::Multiprotocol(family.afi_safi()))
         .collect();
     capabilities.push(Capability::RouteRefresh);
+    capabilities.push(Capability::EnhancedRouteRefresh);
+    if config.extended_messages {
+        capabilities.push(Capability::ExtendedMessage);
+    }
+    let send = config.add_path_send > 1;
+    if config.add_path_receive || send {
+        let line = |family: &Family| AddPath {
+            afi_safi: family.afi_safi(),
+            receive: config.add_path_receive,
+            send,
+        };
+        capabilities.push(Capability::AddPath(config.families.iter().map(line).collect()));
+    }
+    if let Some(role) = config.role {
+        capabilities.push(Capability::Role(role));
+    }
     if offers_extended_next_hop(config) {
         capabilities.push(Capability::ExtendedNextHop(vec![ExtendedNextHop {
             afi_safi: AfiSafi::IPV4_UNICAST,
@@ -101,6 +141,18 @@ pub fn local_open(config: &PeerConfig, identity: &Identity, seen_before: bool) -
                 })
                 .collect(),
         }));
+    }
+    if restart.enabled && config.graceful_restart && !restart.long_lived.is_zero() {
+        // RFC 9494 §4.1: never without the Graceful Restart capability. 24 bits of seconds.
+        let seconds = restart.long_lived.as_secs().min(0x00ff_ffff);
+        let line = |family: &Family| LongLivedFamily {
+            afi_safi: family.afi_safi(),
+            forwarding_preserved: restart.restarting || seen_before,
+            stale_time: u32::try_from(seconds).unwrap_or(0x00ff_ffff),
+        };
+        capabilities.push(Capability::LongLivedGracefulRestart(
+            config.families.iter().map(line).collect(),
+        ));
     }
     let asn = config.local_asn.unwrap_or(identity.asn);
     let hold_time = u16::try_from(config.hold_time.as_secs()).unwrap_or(u16::MAX);
@@ -149,6 +201,10 @@ pub fn negotiate(
     if peer_type == PeerType::Ibgp && theirs.router_id == identity.router_id {
         return Err(refuse(open_error::BAD_BGP_IDENTIFIER));
     }
+    let role = config.role.filter(|_| peer_type == PeerType::Ebgp);
+    if let Some(role) = role {
+        check_roles(role, theirs.role(), config.strict_role)?;
+    }
     let families: Vec<Family> = config
         .families
         .iter()
@@ -162,6 +218,20 @@ pub fn negotiate(
     let keepalive = keepalive_interval(config, hold_time);
     let four_octet_as = ours.four_octet_as() && theirs.four_octet_as();
     let extended_next_hop = ours.extended_next_hop() && theirs.extended_next_hop();
+    // RFC 9494 §4.1: it counts beside the Graceful Restart capability only, and here when we do it too.
+    let their_long_lived = theirs.long_lived_graceful_restart();
+    let does_it = ours.long_lived_graceful_restart().is_some();
+    let kept_longer: Vec<(Family, bool, Duration)> = their_long_lived
+        .filter(|_| does_it)
+        .into_iter()
+        .flatten()
+        .filter_map(|line| {
+            let family = line.afi_safi.family().filter(|f| families.contains(f))?;
+            let time = Duration::from_secs(u64::from(line.stale_time));
+            Some((family, line.forwarding_preserved, time))
+        })
+        .collect();
+    let long_lived = their_long_lived.is_some() && theirs.graceful_restart().is_some();
     let graceful_restart = ours
         .graceful_restart()
         .zip(theirs.graceful_restart())
@@ -177,20 +247,28 @@ pub fn negotiate(
                 restarting: them.restarting,
                 notification: us.notification && them.notification,
                 families: families.collect(),
+                long_lived: kept_longer.clone(),
             }
         });
     let context = |family| FamilyContext {
         negotiated: families.contains(&family),
-        add_path: false,
+        add_path: ours.add_path(family).receive && theirs.add_path(family).send,
         extended_next_hop: extended_next_hop && family == Family::Ipv4Unicast,
     };
     let decode = DecodeContext {
         four_octet_as,
         ebgp: peer_type == PeerType::Ebgp,
+        // RFC 8654 §4: who announced it must take them.
+        extended_messages: ours.extended_message(),
         ipv4: context(Family::Ipv4Unicast),
         ipv6: context(Family::Ipv6Unicast),
         ..DecodeContext::default()
     };
+    let add_path_send = families
+        .iter()
+        .copied()
+        .filter(|family| ours.add_path(*family).send && theirs.add_path(*family).receive)
+        .collect();
     Ok(Negotiated {
         peer_type,
         peer_asn: theirs.asn,
@@ -202,8 +280,36 @@ pub fn negotiate(
         families,
         four_octet_as,
         route_refresh: theirs.route_refresh(),
+        enhanced_refresh: ours.enhanced_route_refresh() && theirs.enhanced_route_refresh(),
         extended_next_hop,
+        add_path_send,
+        extended_messages: ours.extended_message() && theirs.extended_message(),
+        role,
+        long_lived,
         graceful_restart,
         decode,
     })
+}
+
+/// RFC 9234 §4.2: both roles must belong together; a peer without one is let in unless we are strict.
+fn check_roles(ours: Role, theirs: Option<Role>, strict: bool) -> Result<(), Notification> {
+    let fits = match theirs {
+        None => !strict,
+        Some(theirs) => matches!(
+            (ours, theirs),
+            (Role::Provider, Role::Customer)
+                | (Role::Customer, Role::Provider)
+                | (Role::RouteServer, Role::RouteServerClient)
+                | (Role::RouteServerClient, Role::RouteServer)
+                | (Role::Peer, Role::Peer)
+        ),
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(Notification::new(
+            code::OPEN_MESSAGE_ERROR,
+            open_error::ROLE_MISMATCH,
+        ))
+    }
 }

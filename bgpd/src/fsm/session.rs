@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, RouteUpdate, SessionEvent,
-    Transmit, Transport, keepalive_interval, local_open, negotiate,
+    Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, RefreshPhase, RouteUpdate,
+    SessionEvent, Transmit, Transport, keepalive_interval, local_open, negotiate,
 };
 use crate::config::{Family, PeerConfig};
 use crate::view::State;
@@ -359,13 +359,18 @@ impl Session {
             }
             Ok(Message::RouteRefresh(refresh)) if state == State::Established => {
                 self.restart_hold(conn, now);
-                let wanted = refresh
-                    .afi_safi
-                    .family()
-                    .filter(|_| refresh.subtype == RefreshSubtype::Request);
-                if let Some(family) = wanted {
-                    self.events.push_back(SessionEvent::Refresh(family));
-                }
+                let enhanced = self.negotiated().is_some_and(|n| n.enhanced_refresh);
+                let event = match (refresh.afi_safi.family(), refresh.subtype) {
+                    (Some(family), RefreshSubtype::Request) => Some(SessionEvent::Refresh(family)),
+                    (Some(family), RefreshSubtype::Beginning) if enhanced => {
+                        Some(SessionEvent::Repeats(family, RefreshPhase::Begins))
+                    }
+                    (Some(family), RefreshSubtype::End) if enhanced => {
+                        Some(SessionEvent::Repeats(family, RefreshPhase::Ends))
+                    }
+                    _ => None,
+                };
+                self.events.extend(event);
             }
             // Everything else is out of place: FSM error with the subcodes of RFC 6608.
             Ok(_) => {
@@ -761,7 +766,9 @@ fn cease_with(subcode: u8) -> Notification {
 /// The graceful-restart agreement of a connection, when the peer keeps at least one family.
 fn gracefully(connection: &Connection) -> Option<&super::PeerGracefulRestart> {
     let restart = connection.negotiated.as_ref()?.graceful_restart.as_ref()?;
-    (!restart.families.is_empty() && !restart.restart_time.is_zero()).then_some(restart)
+    let short = !restart.families.is_empty() && !restart.restart_time.is_zero();
+    let long = restart.long_lived.iter().any(|(.., time)| !time.is_zero());
+    (short || long).then_some(restart)
 }
 
 /// RFC 8538 §4: with the N bit on both sides a NOTIFICATION is survived like a lost connection.

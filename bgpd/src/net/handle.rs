@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{ConfigError, SpeakerConfig};
+use crate::speaker::Clear;
 use crate::view::{Neighbor, OriginAttributes, Route, RouteQuery, Summary};
 
 /// Why the handle could not do it.
@@ -44,6 +45,8 @@ pub(crate) enum Command {
     Summary(oneshot::Sender<Summary>),
     Neighbors(oneshot::Sender<Vec<Neighbor>>),
     Routes(RouteQuery, oneshot::Sender<Vec<Route>>),
+    Drain(bool),
+    Clear(String, Clear, oneshot::Sender<bool>),
     Listening(oneshot::Sender<Vec<SocketAddr>>),
     Shutdown {
         graceful: bool,
@@ -116,6 +119,26 @@ impl Handle {
     /// [`HandleError::Stopped`].
     pub async fn routes(&self, query: RouteQuery) -> Result<Vec<Route>, HandleError> {
         self.ask(|answer| Command::Routes(query, answer)).await
+    }
+
+    /// Takes the speaker out of service or back in: see [`crate::speaker::Speaker::drain`].
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn drain(&self, drain: bool) -> Result<(), HandleError> {
+        self.commands
+            .send(Command::Drain(drain))
+            .await
+            .map_err(|_| HandleError::Stopped)
+    }
+
+    /// Begins anew with the peer of that name; false when there is none.
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn clear(&self, peer: &str, what: Clear) -> Result<bool, HandleError> {
+        self.ask(|answer| Command::Clear(peer.to_owned(), what, answer))
+            .await
     }
 
     /// The addresses listened on, with the ports the kernel gave.

@@ -177,6 +177,8 @@ impl Owner {
             Command::Summary(answer) => drop(answer.send(self.speaker.summary(now))),
             Command::Neighbors(answer) => drop(answer.send(self.speaker.neighbors(now))),
             Command::Routes(query, answer) => drop(answer.send(self.speaker.routes(&query))),
+            Command::Drain(drain) => self.speaker.drain(drain),
+            Command::Clear(peer, what, answer) => drop(answer.send(self.speaker.clear(&peer, what, now))),
             Command::Listening(answer) => {
                 let addresses = self.listeners.iter().filter_map(|l| l.socket.local_addr().ok());
                 drop(answer.send(addresses.collect()));

@@ -11,7 +11,7 @@ use serde::Serialize;
 use smallvec::SmallVec;
 
 use crate::filter::PeerType;
-use crate::wire::PathAttributes;
+use crate::wire::{Community, PathAttributes};
 
 /// LOCAL_PREF of a path that has none.
 pub const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -29,6 +29,8 @@ pub struct Candidate<'a> {
     pub router_id: u32,
     /// Its address.
     pub address: IpAddr,
+    /// What tells it from others of the same peer (RFC 7911).
+    pub path_id: u32,
 }
 
 /// A step of the decision, in order.
@@ -37,6 +39,8 @@ pub struct Candidate<'a> {
 pub enum Step {
     /// What we originate ourselves beats what we are told.
     Local,
+    /// Anything before what is only kept for want of something better (LLGR_STALE, RFC 9494 §4.3).
+    LongLivedStale,
     /// Highest LOCAL_PREF.
     LocalPref,
     /// Shortest AS_PATH; a set counts one.
@@ -53,6 +57,8 @@ pub enum Step {
     ClusterList,
     /// Lowest peer address.
     PeerAddress,
+    /// Lowest path identifier, among paths of one peer (RFC 7911).
+    PathId,
 }
 
 impl Step {
@@ -60,6 +66,7 @@ impl Step {
     pub fn words(self) -> &'static str {
         match self {
             Self::Local => "local origin",
+            Self::LongLivedStale => "long-lived staleness",
             Self::LocalPref => "LOCAL_PREF",
             Self::AsPathLength => "AS_PATH length",
             Self::Origin => "ORIGIN",
@@ -68,6 +75,7 @@ impl Step {
             Self::RouterId => "router id",
             Self::ClusterList => "CLUSTER_LIST length",
             Self::PeerAddress => "peer address",
+            Self::PathId => "path identifier",
         }
     }
 }
@@ -92,6 +100,11 @@ pub fn decide(candidates: &[Candidate<'_>]) -> Decision {
 
     // Not in the RFC, and in every implementation: a route of our own is reachable without asking anybody.
     field.keep_best(Step::Local, |c| u8::from(!c.local));
+
+    // RFC 9494 §4.3: the least preferred of all, whatever else is said of it.
+    field.keep_best(Step::LongLivedStale, |c| {
+        c.attributes.communities.contains(&Community::LLGR_STALE)
+    });
 
     // §9.1.1, the degree of preference. Higher is better.
     field.keep_best(Step::LocalPref, |c| {
@@ -120,15 +133,16 @@ pub fn decide(candidates: &[Candidate<'_>]) -> Decision {
     // RFC 4456 §9: the shorter CLUSTER_LIST, between f and g.
     field.keep_best(Step::ClusterList, |c| c.attributes.cluster_list.len());
 
-    // g) the lowest peer address. Addresses are unique, so one remains.
+    // g) the lowest peer address. Addresses are unique, so one remains, or those of one peer that uses ADD-PATH.
     field.keep_best(Step::PeerAddress, |c| c.address);
+    field.keep_best(Step::PathId, |c| c.path_id);
 
     let lost_at = field.lost_at;
     let mut order: SmallVec<[usize; 8]> = (0..candidates.len()).collect();
     // The later a path was knocked out the better it is; the best was never. Peer addresses make the order total.
     order.sort_by_key(|&i| {
         let lost = lost_at.get(i).copied().flatten();
-        let address = candidates.get(i).map(|c| c.address);
+        let address = candidates.get(i).map(|c| (c.address, c.path_id));
         (lost.is_some(), std::cmp::Reverse(lost), address)
     });
     Decision {
@@ -224,6 +238,7 @@ mod tests {
                 peer_type: g.peer_type,
                 router_id: g.router_id,
                 address: IpAddr::from([10, 0, 0, g.address]),
+                path_id: 0,
             })
             .collect();
         decide(&candidates)
@@ -251,6 +266,14 @@ mod tests {
             Step::Local,
             |a| a.local = true,
             |b| b.attributes.local_pref = Some(900),
+        );
+        wins_by(
+            Step::LongLivedStale,
+            |_| {},
+            |b| {
+                b.attributes.local_pref = Some(900);
+                b.attributes.add_community(Community::LLGR_STALE);
+            },
         );
         wins_by(
             Step::LocalPref,

@@ -13,7 +13,7 @@ use crate::config::{Family, Filter, NextHopMode};
 use crate::filter::{AttributeView, Community, PeerType, RouteSource, RouteView, Verdict};
 use crate::rib::attributes::apply;
 use crate::rib::decision::DEFAULT_LOCAL_PREF;
-use crate::wire::{EncodeContext, NextHop, PathAttributes, Prefix};
+use crate::wire::{self, EncodeContext, NextHop, PathAttributes, Prefix, Role};
 
 /// Everything that changes the bytes sent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +38,14 @@ pub struct GroupKey {
     pub self_v6: Option<Ipv6Addr>,
     /// The export filter.
     pub filter: Arc<Filter>,
+    /// So many of the best paths of a prefix, each with its identifier, when `encode` has ADD-PATH; else 1.
+    pub paths: usize,
+    /// We are being taken out of service (RFC 8326).
+    pub drain: bool,
+    /// What we are to these peers (RFC 9234).
+    pub role: Option<Role>,
+    /// They know LLGR_STALE (RFC 9494).
+    pub long_lived: bool,
 }
 
 /// Who a path came from, as far as export cares.
@@ -69,6 +77,18 @@ impl GroupKey {
         if self.peer_type == PeerType::Ebgp
             && stays.iter().any(|c| AttributeView::has_community(attributes, *c))
         {
+            return None;
+        }
+        // RFC 9494 §4.3: those who do not know better would use it like any other.
+        if !self.long_lived && attributes.communities.contains(&wire::Community::LLGR_STALE) {
+            return None;
+        }
+        // RFC 9234 §5: what is for customers only goes to nobody else.
+        let upwards = matches!(
+            self.role,
+            Some(Role::Customer | Role::Peer | Role::RouteServerClient)
+        );
+        if upwards && attributes.only_to_customer.is_some() {
             return None;
         }
         // RFC 4271 §9.2, RFC 4456 §6: between two iBGP peers only a reflector carries routes, and one of them is its client.
@@ -129,6 +149,16 @@ impl GroupKey {
             out.as_path.prepend(self.local_asn, 1);
             out.local_pref = None;
         }
+        if matches!(self.role, Some(Role::Provider | Role::Peer | Role::RouteServer)) {
+            out.only_to_customer.get_or_insert(self.local_asn);
+        }
+        if self.drain {
+            // RFC 8326 §4.1; inside the AS the community alone moves nobody.
+            out.add_community(wire::Community::GRACEFUL_SHUTDOWN);
+            if !outside {
+                out.local_pref = Some(0);
+            }
+        }
         out.fits(self.family, self.encode.family(self.family).extended_next_hop)
             .then_some(out)
     }
@@ -177,6 +207,10 @@ mod tests {
             self_v4: Some([10, 0, 0, 1].into()),
             self_v6: None,
             filter: Arc::new(Filter::accept()),
+            paths: 1,
+            drain: false,
+            role: None,
+            long_lived: false,
         }
     }
 
@@ -310,6 +344,57 @@ mod tests {
         );
         let other = Prefix::from("10.2.0.0/24".parse::<IpNetwork>().unwrap());
         assert_eq!(group.admits(other, &route(), &EBGP), None);
+    }
+
+    /// RFC 9234 §5.
+    #[test]
+    fn what_is_for_customers_only_goes_down_and_is_marked_on_its_way() {
+        let to = |role| GroupKey {
+            role: Some(role),
+            ..key(PeerType::Ebgp)
+        };
+        let mut marked = route();
+        marked.only_to_customer = Some(65001);
+        for (role, passes, mark) in [
+            (Role::Provider, true, Some(65000)),
+            (Role::RouteServer, true, Some(65000)),
+            (Role::Peer, false, Some(65000)),
+            (Role::Customer, false, None),
+            (Role::RouteServerClient, false, None),
+        ] {
+            let group = to(role);
+            assert_eq!(
+                group.admits(prefix(), &marked, &EBGP).is_some(),
+                passes,
+                "{role:?}"
+            );
+            assert!(group.admits(prefix(), &route(), &EBGP).is_some());
+            let out = group.transform(&route(), &EBGP, None).unwrap();
+            assert_eq!(out.only_to_customer, mark, "{role:?}");
+            let kept = group.transform(&marked, &EBGP, None).unwrap();
+            assert_eq!(kept.only_to_customer, Some(65001));
+        }
+    }
+
+    /// RFC 8326, RFC 9494 §4.3.
+    #[test]
+    fn a_drained_speaker_says_so_and_stale_routes_go_to_those_who_understand() {
+        let drained = |peer_type| GroupKey {
+            drain: true,
+            ..key(peer_type)
+        };
+        let out = drained(PeerType::Ebgp).transform(&route(), &EBGP, None).unwrap();
+        assert!(out.communities.contains(&wire::Community::GRACEFUL_SHUTDOWN));
+        assert_eq!(out.local_pref, None);
+        let out = drained(PeerType::Ibgp).transform(&route(), &EBGP, None).unwrap();
+        assert_eq!(out.local_pref, Some(0));
+
+        let mut stale = route();
+        stale.add_community(wire::Community::LLGR_STALE);
+        let mut group = key(PeerType::Ibgp);
+        assert_eq!(group.admits(prefix(), &stale, &EBGP), None);
+        group.long_lived = true;
+        assert!(group.admits(prefix(), &stale, &EBGP).is_some());
     }
 
     #[test]

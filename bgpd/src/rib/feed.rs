@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::attributes::AttributeStore;
 use super::export::{GroupKey, Source};
-use super::group::{Audience, Entry, Group};
+use super::group::{Audience, Entry, Feed, Group};
 use super::table::{LOCAL, Path, PeerIndex};
 use super::{PeerSlot, Rib, at};
 use crate::config::Family;
 use crate::filter::PeerType;
-use crate::wire::Prefix;
+use crate::wire::{Nlri, Prefix};
 
 impl Rib {
     /// Gives a peer a family: the whole table first, then End-of-RIB, then changes.
@@ -31,14 +32,28 @@ impl Rib {
         {
             *place = Some(index);
         }
-        self.feed(peer, index, true);
+        self.keep_for_groups();
+        self.feed(peer, index, Feed::First);
     }
 
-    /// Sends a peer the whole table again (RFC 2918).
-    pub fn refresh(&mut self, peer: PeerIndex, family: Family) {
+    /// Sends a peer the whole table again (RFC 2918), between marks if it understands them (RFC 7313).
+    pub fn refresh(&mut self, peer: PeerIndex, family: Family, marks: bool) {
         self.flush();
         if let Some(index) = self.group_of(peer, family) {
-            self.feed(peer, index, false);
+            self.feed(peer, index, if marks { Feed::Demarcated } else { Feed::Again });
+        }
+    }
+
+    /// The tables must report as many paths as the most curious group is told.
+    fn keep_for_groups(&mut self) {
+        for family in Family::ALL {
+            let groups = self
+                .groups
+                .iter()
+                .flatten()
+                .filter(|group| group.key.family == family);
+            let keep = groups.map(|group| group.key.paths).max().unwrap_or(1);
+            table!(self, family, table => table.set_keep(keep));
         }
     }
 
@@ -70,7 +85,7 @@ impl Rib {
         }
     }
 
-    fn feed(&mut self, peer: PeerIndex, index: usize, end_of_rib: bool) {
+    fn feed(&mut self, peer: PeerIndex, index: usize, feed: Feed) {
         let shared = self
             .groups
             .get(index)
@@ -89,14 +104,18 @@ impl Rib {
             }
         };
         if let Some(group) = self.groups.get_mut(index).and_then(Option::as_mut) {
-            group.join(peer, snapshot, end_of_rib);
+            group.join(peer, snapshot, feed);
         }
     }
 
     /// The whole table as one group gets it.
     fn walk(&mut self, index: usize) -> Vec<Entry> {
         let Self {
-            store, peers, groups, ..
+            store,
+            peers,
+            groups,
+            ids,
+            ..
         } = self;
         let mut entries = Vec::new();
         let Some(group) = groups.get_mut(index).and_then(Option::as_mut) else {
@@ -107,11 +126,9 @@ impl Rib {
         group.advertised = 0;
         group.by_source.clear();
         table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
-            if let Some(best) = paths.first()
-                && let Some(bucket) = bucket_for(group, prefix, *best, store, peers)
-            {
-                group.count(best.peer, true);
-                group.walk_announce(prefix, bucket, &mut entries);
+            for told in told(group, prefix, paths, (store, peers), ids) {
+                group.count(told.source, true);
+                group.walk_announce(told.nlri, told.bucket, &mut entries);
             }
         }));
         entries.extend(group.drain());
@@ -129,6 +146,7 @@ impl Rib {
         if new_index == old_index {
             return;
         }
+        self.keep_for_groups();
         // The new group may be empty until now: its counters come from a walk that nobody reads.
         if self
             .groups
@@ -139,7 +157,11 @@ impl Rib {
             drop(self.walk(new_index));
         }
         let Self {
-            store, peers, groups, ..
+            store,
+            peers,
+            groups,
+            ids,
+            ..
         } = self;
         let (Some(mut old), Some(mut new)) = (
             groups.get_mut(old_index).and_then(Option::take),
@@ -148,18 +170,19 @@ impl Rib {
             return;
         };
         table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
-            let Some(best) = paths.first().filter(|best| best.peer != peer) else { return };
-            let was = bucket_for(&mut old, prefix, *best, store, peers);
-            let is = bucket_for(&mut new, prefix, *best, store, peers);
-            match (was, is) {
-                (_, Some(bucket)) => {
-                    if was.and_then(|w| old.outgoing(w)) != new.outgoing(bucket) {
-                        new.announce(prefix, bucket);
-                    }
-                }
+            let mut was = told(&mut old, prefix, paths, (store, peers), ids);
+            let mut is = told(&mut new, prefix, paths, (store, peers), ids);
+            was.retain(|told| told.source != peer);
+            is.retain(|told| told.source != peer);
+            for gone in was.iter().filter(|w| !is.iter().any(|i| i.nlri == w.nlri)) {
                 // The group's own audience does not matter: what is drained goes to this peer alone.
-                (Some(_), None) => new.withdraw(prefix, Audience::Except(LOCAL)),
-                (None, None) => {}
+                new.withdraw(gone.nlri, Audience::Except(LOCAL));
+            }
+            for told in is {
+                let before = was.iter().find(|w| w.nlri == told.nlri);
+                if before.and_then(|w| old.outgoing(w.bucket)) != new.outgoing(told.bucket) {
+                    new.announce(told.nlri, told.bucket);
+                }
             }
         }));
         let mut difference = new.drain();
@@ -232,23 +255,26 @@ impl Rib {
         (out, messages)
     }
 
-    /// Tells a peer that had stopped reading how the prefixes stand that it missed.
-    fn catch_up(&mut self, peer: PeerIndex, index: usize, missed: &BTreeSet<Prefix>) {
+    /// Tells a peer that had stopped reading how the paths stand that it missed.
+    fn catch_up(&mut self, peer: PeerIndex, index: usize, missed: &BTreeSet<Nlri>) {
         self.flush();
         let Self {
-            store, peers, groups, ..
+            store,
+            peers,
+            groups,
+            ids,
+            ..
         } = self;
         let Some(group) = groups.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
-        for prefix in missed {
-            let best = table_ref!(self, prefix.family(), table => table.best(*prefix));
-            let bucket = best
-                .filter(|best| best.peer != peer)
-                .and_then(|best| bucket_for(group, *prefix, best, store, peers));
-            match bucket {
-                Some(bucket) => group.announce(*prefix, bucket),
-                None => group.withdraw(*prefix, Audience::Only(peer)),
+        for nlri in missed {
+            let paths = table_ref!(self, nlri.prefix.family(), table => table.get(nlri.prefix));
+            let paths = paths.map(|(paths, _)| paths).unwrap_or_default();
+            let now = told(group, nlri.prefix, &paths, (store, peers), ids);
+            match now.iter().find(|t| t.nlri == *nlri && t.source != peer) {
+                Some(told) => group.announce(told.nlri, told.bucket),
+                None => group.withdraw(*nlri, Audience::Only(peer)),
             }
         }
         let entries = group.drain();
@@ -263,39 +289,96 @@ impl Rib {
     }
 }
 
-/// Tells one group that the best path of a prefix changed.
+/// Identifiers that we give to paths (RFC 7911): one for each (peer, identifier of its own), for as long as the peer is known.
+#[derive(Debug, Default)]
+pub(super) struct PathIds {
+    given: HashMap<(PeerIndex, u32), u32>,
+    last: u32,
+}
+
+impl PathIds {
+    pub(super) fn of(&mut self, path: &Path) -> u32 {
+        *self.given.entry((path.peer, path.path_id)).or_insert_with(|| {
+            // After four milliards of them an old one may be met again; by then its owner is hardly there.
+            self.last = self.last.checked_add(1).unwrap_or(1);
+            self.last
+        })
+    }
+
+    pub(super) fn get(&self, path: &Path) -> u32 {
+        self.given.get(&(path.peer, path.path_id)).copied().unwrap_or(0)
+    }
+
+    pub(super) fn forget(&mut self, peer: PeerIndex) {
+        self.given.retain(|(of, _), _| *of != peer);
+    }
+}
+
+/// One path as a group is told it.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    nlri: Nlri,
+    source: PeerIndex,
+    bucket: usize,
+}
+
+type World<'a> = (&'a AttributeStore, &'a HashMap<PeerIndex, PeerSlot>);
+
+/// What a group is told of a destination with these paths, best first.
+fn told(
+    group: &mut Group,
+    prefix: Prefix,
+    paths: &[Path],
+    (store, peers): World<'_>,
+    ids: &mut PathIds,
+) -> SmallVec<[Told; 2]> {
+    let with_ids = group.key.encode.family(group.key.family).add_path;
+    paths
+        .iter()
+        .take(group.key.paths)
+        .filter_map(|path| {
+            Some(Told {
+                bucket: bucket_for(group, prefix, *path, store, peers)?,
+                source: path.peer,
+                nlri: Nlri {
+                    prefix,
+                    path_id: if with_ids { ids.of(path) } else { 0 },
+                },
+            })
+        })
+        .collect()
+}
+
+/// Tells one group that the paths of a prefix changed.
 pub(super) fn tell(
     group: &mut Group,
     prefix: Prefix,
-    before: Option<Path>,
-    now: Option<Path>,
-    store: &AttributeStore,
-    peers: &HashMap<PeerIndex, PeerSlot>,
+    (before, now): (&[Path], &[Path]),
+    world: World<'_>,
+    ids: &mut PathIds,
 ) {
-    let was = before.and_then(|path| bucket_for(group, prefix, path, store, peers).map(|b| (path.peer, b)));
-    let is = now.and_then(|path| bucket_for(group, prefix, path, store, peers).map(|b| (path.peer, b)));
-    match (was, is) {
-        (None, None) => {}
-        (None, Some((source, bucket))) => {
-            group.announce(prefix, bucket);
-            group.count(source, true);
+    let was = told(group, prefix, before, world, ids);
+    let is = told(group, prefix, now, world, ids);
+    for gone in was.iter().filter(|w| !is.iter().any(|i| i.nlri == w.nlri)) {
+        group.withdraw(gone.nlri, Audience::Except(gone.source));
+        group.count(gone.source, false);
+    }
+    for new in is {
+        let Some(old) = was.iter().find(|w| w.nlri == new.nlri) else {
+            group.announce(new.nlri, new.bucket);
+            group.count(new.source, true);
+            continue;
+        };
+        // From one attribute set to another that looks the same outside: nothing to say.
+        if old.source == new.source && group.outgoing(old.bucket) == group.outgoing(new.bucket) {
+            continue;
         }
-        (Some((old, _)), None) => {
-            group.withdraw(prefix, Audience::Except(old));
-            group.count(old, false);
-        }
-        (Some((old, old_bucket)), Some((new, bucket))) => {
-            // From one attribute set to another that looks the same outside: nothing to say.
-            if old == new && group.outgoing(old_bucket) == group.outgoing(bucket) {
-                return;
-            }
-            group.announce(prefix, bucket);
-            if old != new {
-                // The new source had the old route from us and now gets none: it must let go of it.
-                group.withdraw(prefix, Audience::Only(new));
-                group.count(old, false);
-                group.count(new, true);
-            }
+        group.announce(new.nlri, new.bucket);
+        if old.source != new.source {
+            // The new source had the old route from us and now gets none: it must let go of it.
+            group.withdraw(new.nlri, Audience::Only(new.source));
+            group.count(old.source, false);
+            group.count(new.source, true);
         }
     }
 }

@@ -14,7 +14,7 @@
 //! log's end as it was when the walk was made. It does not matter that log entries may repeat what the walk says: the
 //! log ends with the last word on every prefix that changed since.
 //!
-//! A member that falls too far behind gives up its place in the log for the bare set of prefixes it missed; when it reads
+//! A member that falls too far behind gives up its place in the log for the bare set of paths it missed; when it reads
 //! again it is told how those stand by then. So a peer that does not read costs a bounded amount of memory.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -25,9 +25,10 @@ use hashbrown::HashMap;
 
 use super::attributes::AttrId;
 use super::export::GroupKey;
-use super::table::PeerIndex;
+use super::table::{LOCAL, PeerIndex};
 use crate::wire::{
-    DecodeContext, FamilyContext, HEADER_LENGTH, Message, Nlri, PathAttributes, Prefix, UpdateBuilder, frame,
+    DecodeContext, FamilyContext, HEADER_LENGTH, Message, Nlri, PathAttributes, RefreshSubtype, RouteRefresh,
+    UpdateBuilder, frame,
 };
 
 /// Who gets an entry.
@@ -46,6 +47,17 @@ impl Audience {
             Self::Only(member) => member == peer,
         }
     }
+}
+
+/// Why a member gets the whole table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Feed {
+    /// It has just come up.
+    First,
+    /// It asked for it (RFC 2918).
+    Again,
+    /// It asked for it, and is told where the repetition begins and ends (RFC 7313).
+    Demarcated,
 }
 
 /// Finished messages that belong together.
@@ -77,10 +89,12 @@ pub(crate) struct Member {
     snapshot: Option<(Arc<Vec<Entry>>, usize)>,
     /// End-of-RIB, to be sent when the walk is.
     end_of_rib: Option<Bytes>,
+    /// The end of a repetition (RFC 7313), to be sent when the walk is.
+    end_of_refresh: Option<Bytes>,
     /// Sequence number of the next log entry.
     cursor: u64,
-    /// Prefixes to be told anew.
-    missed: BTreeSet<Prefix>,
+    /// Paths to be told anew.
+    missed: BTreeSet<Nlri>,
 }
 
 /// Peers that get the same bytes.
@@ -169,10 +183,10 @@ impl Group {
         place
     }
 
-    /// Adds a prefix to a bucket of this batch.
-    pub(crate) fn announce(&mut self, prefix: Prefix, bucket: usize) {
+    /// Adds a path to a bucket of this batch.
+    pub(crate) fn announce(&mut self, nlri: Nlri, bucket: usize) {
         if let Some((_, _, prefixes)) = self.buckets.announce.get_mut(bucket) {
-            prefixes.push(prefix.into());
+            prefixes.push(nlri);
         }
     }
 
@@ -184,7 +198,7 @@ impl Group {
             .map(|(attributes, _, _)| attributes)
     }
 
-    pub(crate) fn withdraw(&mut self, prefix: Prefix, audience: Audience) {
+    pub(crate) fn withdraw(&mut self, nlri: Nlri, audience: Audience) {
         if let Audience::Only(peer) = audience
             && !self.members.contains_key(&peer)
         {
@@ -195,7 +209,7 @@ impl Group {
             self.buckets.withdrawn.len() - 1
         });
         if let Some((_, prefixes)) = self.buckets.withdrawn.get_mut(place) {
-            prefixes.push(prefix.into());
+            prefixes.push(nlri);
         }
     }
 
@@ -287,7 +301,7 @@ impl Group {
                 .skip(at)
                 .filter(|entry| entry.audience.includes(peer))
             {
-                prefixes_of(&entry.bytes, &self.key, &mut member.missed);
+                paths_of(&entry.bytes, &self.key, &mut member.missed);
             }
             member.cursor = end;
         }
@@ -299,25 +313,27 @@ impl Group {
         (self.snapshot_at >= self.first).then_some((snapshot, self.snapshot_at))
     }
 
-    /// During a walk: adds a prefix, and turns a full bucket into messages.
-    pub(crate) fn walk_announce(&mut self, prefix: Prefix, bucket: usize, entries: &mut Vec<Entry>) {
+    /// During a walk: adds a path, and turns a full bucket into messages.
+    pub(crate) fn walk_announce(&mut self, nlri: Nlri, bucket: usize, entries: &mut Vec<Entry>) {
         let Some((attributes, source, prefixes)) = self.buckets.announce.get_mut(bucket) else {
             return;
         };
-        prefixes.push(prefix.into());
+        prefixes.push(nlri);
         if prefixes.len() >= WALK_BUCKET {
             let (attributes, source, prefixes) = (Arc::clone(attributes), *source, std::mem::take(prefixes));
             entries.extend(self.encode(&attributes, source, prefixes));
         }
     }
 
-    /// Takes a peer in, or sends everything again to one that is in (`end_of_rib` false then).
-    pub(crate) fn join(&mut self, peer: PeerIndex, snapshot: (Arc<Vec<Entry>>, u64), end_of_rib: bool) {
+    /// Takes a peer in, or sends everything again to one that is in.
+    pub(crate) fn join(&mut self, peer: PeerIndex, snapshot: (Arc<Vec<Entry>>, u64), feed: Feed) {
         let (entries, at) = snapshot;
         self.snapshot = Arc::downgrade(&entries);
         self.snapshot_at = at;
         let mut marker = BytesMut::new();
         self.builder.end_of_rib(self.key.family, &mut marker);
+        let begin = self.demarcation(RefreshSubtype::Beginning);
+        let end = self.demarcation(RefreshSubtype::End);
         let member = self.members.entry(peer).or_insert_with(|| Member {
             cursor: at,
             ..Member::default()
@@ -326,9 +342,22 @@ impl Group {
         // entries again, or the walk would have the last word on what they changed.
         member.cursor = member.cursor.min(at);
         member.snapshot = Some((entries, 0));
-        if end_of_rib {
-            member.end_of_rib = Some(marker.freeze());
+        match feed {
+            Feed::First => member.end_of_rib = Some(marker.freeze()),
+            // RFC 7313 §4: no BoRR before End-of-RIB.
+            Feed::Demarcated if member.end_of_rib.is_none() => {
+                member.private.push_back(begin);
+                member.end_of_refresh = Some(end.bytes);
+            }
+            Feed::Demarcated | Feed::Again => {}
         }
+    }
+
+    fn demarcation(&self, subtype: RefreshSubtype) -> Entry {
+        let mut out = BytesMut::new();
+        let afi_safi = self.key.family.afi_safi();
+        RouteRefresh { afi_safi, subtype }.encode(&mut out);
+        self.entry(out, 1, Audience::Except(LOCAL))
     }
 
     /// Takes a peer in that was in another group: first what that one still owed it, then the difference.
@@ -361,8 +390,8 @@ impl Group {
         Some(member)
     }
 
-    /// The prefixes a member missed while it did not read; it must now be told about them.
-    pub(crate) fn take_missed(&mut self, peer: PeerIndex) -> Option<BTreeSet<Prefix>> {
+    /// The paths a member missed while it did not read; it must now be told about them.
+    pub(crate) fn take_missed(&mut self, peer: PeerIndex) -> Option<BTreeSet<Nlri>> {
         let member = self.members.get_mut(&peer)?;
         let caught_up = member.private.is_empty() && member.snapshot.is_none();
         (caught_up && !member.missed.is_empty()).then(|| std::mem::take(&mut member.missed))
@@ -380,6 +409,7 @@ impl Group {
             !m.private.is_empty()
                 || m.snapshot.is_some()
                 || m.end_of_rib.is_some() && !hold_end
+                || m.end_of_refresh.is_some()
                 || !m.missed.is_empty()
                 || m.cursor < self.end()
         })
@@ -424,6 +454,11 @@ impl Group {
             messages += 1;
             out.push(marker);
         }
+        if let Some(marker) = member.end_of_refresh.take() {
+            bytes += marker.len();
+            messages += 1;
+            out.push(marker);
+        }
         let before = member.cursor;
         let mut take = |entry: &Entry, bytes: &mut usize| {
             *bytes += entry.bytes.len();
@@ -445,21 +480,21 @@ impl Group {
     }
 }
 
-/// Collects the prefixes in messages of our own making.
-fn prefixes_of(bytes: &[u8], key: &GroupKey, into: &mut BTreeSet<Prefix>) {
+/// Collects the paths in messages of our own making.
+fn paths_of(bytes: &[u8], key: &GroupKey, into: &mut BTreeSet<Nlri>) {
     let family = FamilyContext {
         negotiated: true,
-        add_path: false,
+        add_path: key.encode.family(key.family).add_path,
         extended_next_hop: true,
     };
     let context = DecodeContext {
         four_octet_as: key.encode.four_octet_as,
         ebgp: key.encode.ebgp,
+        extended_messages: key.encode.extended_messages,
         allow_as_set: true,
         max_as_path_hops: usize::MAX,
         ipv4: family,
         ipv6: family,
-        ..DecodeContext::default()
     };
     let mut rest = bytes;
     while let Ok(Some((length, _))) = frame(rest, context.max_message_length()) {
@@ -469,10 +504,10 @@ fn prefixes_of(bytes: &[u8], key: &GroupKey, into: &mut BTreeSet<Prefix>) {
             continue;
         };
         for list in update.withdrawals() {
-            into.extend(list.map(|nlri| nlri.prefix));
+            into.extend(list);
         }
         for announcement in update.announcements() {
-            into.extend(announcement.prefixes.map(|nlri| nlri.prefix));
+            into.extend(announcement.prefixes);
         }
     }
 }

@@ -56,14 +56,14 @@ use smallvec::SmallVec;
 
 use attributes::{AttrId, AttributeStore};
 use decision::{Candidate, Decision, decide};
-use feed::{source_of, tell};
+use feed::{PathIds, source_of, tell};
 use group::Group;
 use table::{Change, LOCAL, Path, PeerIndex, Table, Used};
 
 use crate::config::Family;
 use crate::filter::PeerType;
 use crate::view::RouteChange;
-use crate::wire::{PathAttributes, Prefix};
+use crate::wire::{Community, Nlri, PathAttributes, Prefix};
 
 /// What the RIB knows of a peer. A session's worth: set anew when it is established.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +93,7 @@ pub struct Rib {
     store: AttributeStore,
     peers: HashMap<PeerIndex, PeerSlot>,
     groups: Vec<Option<Group>>,
+    ids: PathIds,
     /// References to give up when the batch is done: until then "before" is still asked about.
     releases: Vec<AttrId>,
     changes: Vec<RouteChange>,
@@ -132,6 +133,7 @@ impl Rib {
             store: AttributeStore::new(seed),
             peers: HashMap::new(),
             groups: Vec::new(),
+            ids: PathIds::default(),
             releases: Vec::new(),
             changes: Vec::new(),
             report_changes: true,
@@ -196,6 +198,7 @@ impl Rib {
         self.remove_peer_paths(peer, None, |_| true);
         self.flush();
         self.peers.remove(&peer);
+        self.ids.forget(peer);
     }
 
     /// Interns attributes; give the reference back by [`Rib::release`].
@@ -210,20 +213,27 @@ impl Rib {
 
     /// Adds or replaces a path.
     #[inline]
-    pub fn announce(&mut self, prefix: Prefix, peer: PeerIndex, attr: AttrId) {
+    pub fn announce(&mut self, nlri: impl Into<Nlri>, peer: PeerIndex, attr: AttrId) {
+        let nlri = nlri.into();
         let path = Path {
             attr,
             peer,
             stale: false,
+            path_id: nlri.path_id,
         };
+        self.put(nlri.prefix, path);
+    }
+
+    #[inline]
+    fn put(&mut self, prefix: Prefix, path: Path) {
         let change = table!(self, prefix.family(), table => table.announce(prefix, path));
         match change {
             Change::Added => {
-                self.store.retain(attr, 1);
-                self.count(peer, prefix.family(), true);
+                self.store.retain(path.attr, 1);
+                self.count(path.peer, prefix.family(), true);
             }
             Change::Replaced(old) => {
-                self.store.retain(attr, 1);
+                self.store.retain(path.attr, 1);
                 self.releases.push(old);
             }
             Change::Same | Change::Removed(_) | Change::Absent => {}
@@ -232,8 +242,10 @@ impl Rib {
 
     /// Takes a path away. Tells whether there was one.
     #[inline]
-    pub fn withdraw(&mut self, prefix: Prefix, peer: PeerIndex) -> bool {
-        let change = table!(self, prefix.family(), table => table.withdraw(prefix, peer));
+    pub fn withdraw(&mut self, nlri: impl Into<Nlri>, peer: PeerIndex) -> bool {
+        let nlri = nlri.into();
+        let prefix = nlri.prefix;
+        let change = table!(self, prefix.family(), table => table.withdraw(prefix, peer, nlri.path_id));
         if let Change::Removed(old) = change {
             self.releases.push(old);
             self.count(peer, prefix.family(), false);
@@ -270,6 +282,54 @@ impl Rib {
     pub fn mark_stale(&mut self, peer: PeerIndex, family: Family) -> usize {
         self.remove_peer_paths(peer, Some(family), |path| path.stale);
         table!(self, family, table => table.mark_stale(peer, true))
+    }
+
+    /// Marks a peer's paths as about to be repeated (RFC 7313); those that were waiting already go on waiting.
+    pub fn mark_repeated(&mut self, peer: PeerIndex, family: Family) {
+        table!(self, family, table => table.mark_stale(peer, true));
+    }
+
+    /// Takes [`Rib::mark_repeated`] back.
+    pub fn unmark_repeated(&mut self, peer: PeerIndex, family: Family) {
+        table!(self, family, table => table.mark_stale(peer, false));
+    }
+
+    /// The paths of a peer that still wait become the last resort (RFC 9494 §4.2): marked LLGR_STALE, and dropped where
+    /// NO_LLGR says so. Tells how many are left.
+    pub fn make_long_lived(&mut self, peer: PeerIndex, family: Family) -> usize {
+        self.flush();
+        let mut waiting = Vec::new();
+        table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
+            let of_peer = paths.iter().filter(|path| path.peer == peer && path.stale);
+            waiting.extend(of_peer.map(|path| (prefix, *path)));
+        }));
+        let mut made: HashMap<AttrId, Option<AttrId>> = HashMap::new();
+        let mut left = 0;
+        for (prefix, path) in waiting {
+            let attr = *made.entry(path.attr).or_insert_with(|| {
+                let attributes = self.store.get(path.attr)?;
+                if attributes.communities.contains(&Community::NO_LLGR) {
+                    return None;
+                }
+                let mut changed = (**attributes).clone();
+                changed.add_community(Community::LLGR_STALE);
+                Some(self.store.intern(&Arc::new(changed)))
+            });
+            match attr {
+                Some(attr) => {
+                    left += 1;
+                    self.put(prefix, Path { attr, ..path });
+                }
+                None => {
+                    let path_id = path.path_id;
+                    self.withdraw(Nlri { prefix, path_id }, peer);
+                }
+            }
+        }
+        for attr in made.into_values().flatten() {
+            self.store.release(attr, 1);
+        }
+        left
     }
 
     /// Drops the paths of a peer that still wait.
@@ -343,6 +403,7 @@ impl Rib {
             store,
             peers,
             groups,
+            ids,
             changes,
             multipath,
             report_changes,
@@ -363,18 +424,17 @@ impl Rib {
                     changes.push(RouteChange { prefix: IpNetwork::from(prefix), next_hops: new.into_vec() });
                 }
             }
-            let (before, now) = (dirty.before.best(), now.best());
-            let unchanged = match (before, now) {
-                (None, None) => true,
-                (Some(a), Some(b)) => a.peer == b.peer && a.attr == b.attr,
-                _ => false,
-            };
-            if unchanged {
+            // Most often the best path is all there is, and nothing more is asked about.
+            if same_ways(dirty.before.ranked(), now.ranked()) {
                 continue;
             }
             for index in &of_family {
                 if let Some(group) = groups.get_mut(*index).and_then(Option::as_mut) {
-                    tell(group, prefix, before, now, store, peers);
+                    let told = group.key.paths;
+                    let (before, now) = (front(dirty.before.ranked(), told), front(now.ranked(), told));
+                    if !same_ways(before, now) {
+                        tell(group, prefix, (before, now), (store, peers), ids);
+                    }
                 }
             }
         });
@@ -462,24 +522,40 @@ impl Rib {
         peer: PeerIndex,
         family: Family,
         wanted: impl Fn(Prefix) -> bool,
-    ) -> Vec<(Prefix, PeerIndex, PathAttributes)> {
+    ) -> Vec<(Nlri, PeerIndex, PathAttributes)> {
         let group = self
             .group_of(peer, family)
             .and_then(|index| self.groups.get(index)?.as_ref());
         let Some(group) = group else { return Vec::new() };
+        let with_ids = group.key.encode.family(family).add_path;
         let mut found = Vec::new();
         table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
-            let Some(best) = paths.first().filter(|best| best.peer != peer && wanted(prefix)) else { return };
-            let Some(attributes) = self.store.get(best.attr) else { return };
-            let Some(source) = source_of(*best, &self.peers) else { return };
-            let Some(rule) = group.key.admits(prefix, attributes, &source) else { return };
-            if let Some(sent) = group.key.transform(attributes, &source, rule) {
-                found.push((prefix, best.peer, sent));
+            if !wanted(prefix) {
+                return;
+            }
+            for path in front(paths, group.key.paths).iter().filter(|path| path.peer != peer) {
+                let Some(attributes) = self.store.get(path.attr) else { continue };
+                let Some(source) = source_of(*path, &self.peers) else { continue };
+                let Some(rule) = group.key.admits(prefix, attributes, &source) else { continue };
+                if let Some(sent) = group.key.transform(attributes, &source, rule) {
+                    let path_id = if with_ids { self.ids.get(path) } else { 0 };
+                    found.push((Nlri { prefix, path_id }, path.peer, sent));
+                }
             }
         }));
-        found.sort_by_key(|(prefix, _, _)| *prefix);
+        found.sort_by_key(|(nlri, _, _)| *nlri);
         found
     }
+}
+
+fn front(paths: &[Path], count: usize) -> &[Path] {
+    paths.get(..count).unwrap_or(paths)
+}
+
+/// Whether these are the same paths in the same order; staleness shows nowhere outside.
+fn same_ways(one: &[Path], other: &[Path]) -> bool {
+    let name = |path: &Path| (path.peer, path.path_id, path.attr);
+    one.iter().map(name).eq(other.iter().map(name))
 }
 
 /// Runs the decision over paths. None when one of them names what is not there, which does not happen.
@@ -500,6 +576,7 @@ fn with_decision<T>(
                     peer_type: PeerType::Ibgp,
                     router_id: 0,
                     address: IpAddr::from([0, 0, 0, 0]),
+                    path_id: 0,
                 });
             }
             let identity = &peers.get(&path.peer)?.identity;
@@ -509,6 +586,7 @@ fn with_decision<T>(
                 peer_type: identity.peer_type,
                 router_id: identity.router_id,
                 address: identity.address,
+                path_id: path.path_id,
             })
         })
         .collect();

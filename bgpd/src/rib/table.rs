@@ -1,7 +1,8 @@
 //! One table of paths per address family.
 //!
 //! A destination is one slot of an open-addressing hash table: 12 bytes for IPv4, 24 for IPv6. A single path (nearly every
-//! /32 in a container network) lives in the slot itself; two or more move to a list beside the table. There is no
+//! /32 in a container network) lives in the slot itself; two or more, and those with a path identifier, are in a list beside
+//! the table. There is no
 //! Adj-RIB-In next to it: a path *is* (peer, attributes, flags), and what a peer told us is the set of paths that name it.
 //!
 //! ```text
@@ -36,6 +37,14 @@ pub struct Path {
     pub peer: PeerIndex,
     /// The peer is gone and the path waits for its return (RFC 4724 §4.2).
     pub stale: bool,
+    /// The identifier that the peer gave it (RFC 7911); 0 without ADD-PATH. Peer and identifier name a path.
+    pub path_id: u32,
+}
+
+impl Path {
+    fn is(&self, peer: PeerIndex, path_id: u32) -> bool {
+        self.peer == peer && self.path_id == path_id
+    }
 }
 
 const DIRTY: u8 = 1;
@@ -138,7 +147,14 @@ impl<A> Slot<A> {
             attr: AttrId(self.value),
             peer: self.peer,
             stale: self.is(STALE),
+            path_id: 0,
         }
+    }
+
+    fn set_list(&mut self, index: u32) {
+        self.flags = DIRTY | MANY;
+        self.peer = 0;
+        self.value = index;
     }
 
     fn set_single(&mut self, path: Path) {
@@ -148,7 +164,7 @@ impl<A> Slot<A> {
     }
 }
 
-/// Two or more paths to one destination.
+/// Two or more paths to one destination, or one with an identifier.
 #[derive(Clone, Debug, Default)]
 struct List {
     /// The first so many are used: the best, then its ECMP companions. Out of date while the slot is dirty.
@@ -156,38 +172,47 @@ struct List {
     paths: Vec<Path>,
 }
 
-/// The paths that were in use before a batch of changes.
+/// The paths of a destination that matter outside the table: those in use, and behind them as many of the next best as somebody
+/// is told about (ADD-PATH).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Used {
-    /// There was none.
+    /// There is none.
     Nothing,
     /// One.
     One(Path),
-    /// The best, and its ECMP companions.
-    Many(Box<[Path]>),
+    /// Several, best first, and how many of them are in use.
+    Many(Box<[Path]>, u32),
 }
 
 impl Used {
-    fn of(paths: &[Path]) -> Self {
-        match paths {
+    fn of(paths: &[Path], used: usize, keep: usize) -> Self {
+        match paths.get(..used.max(keep)).unwrap_or(paths) {
             [] => Self::Nothing,
             [one] => Self::One(*one),
-            many => Self::Many(many.into()),
+            many => Self::Many(many.into(), u32::try_from(used).unwrap_or(u32::MAX)),
         }
     }
 
-    /// Best first.
-    pub fn paths(&self) -> &[Path] {
+    /// Best first, those that are not in use included.
+    pub fn ranked(&self) -> &[Path] {
         match self {
             Self::Nothing => &[],
             Self::One(path) => std::slice::from_ref(path),
-            Self::Many(paths) => paths,
+            Self::Many(paths, _) => paths,
+        }
+    }
+
+    /// The paths in use, best first.
+    pub fn paths(&self) -> &[Path] {
+        match self {
+            Self::Many(paths, used) => paths.get(..*used as usize).unwrap_or(paths),
+            few => few.ranked(),
         }
     }
 
     /// The best path.
     pub fn best(&self) -> Option<Path> {
-        self.paths().first().copied()
+        self.ranked().first().copied()
     }
 }
 
@@ -215,6 +240,19 @@ pub enum Change {
     Absent,
 }
 
+/// Puts paths into a free list, and gives its index.
+fn new_list(lists: &mut Vec<List>, free: &mut Vec<u32>, used: usize, paths: Vec<Path>) -> u32 {
+    let list = List { used, paths };
+    if let Some(index) = free.pop()
+        && let Some(place) = lists.get_mut(index as usize)
+    {
+        *place = list;
+        return index;
+    }
+    lists.push(list);
+    (lists.len() - 1) as u32
+}
+
 /// All destinations of one family.
 #[derive(Debug)]
 pub struct Table<A> {
@@ -225,6 +263,8 @@ pub struct Table<A> {
     seed: u64,
     /// Slots that are only there until the next `settle`.
     empties: usize,
+    /// So many of the best paths are reported, used or not.
+    keep: usize,
 }
 
 impl<A: Address> Table<A> {
@@ -237,7 +277,13 @@ impl<A: Address> Table<A> {
             dirty: Vec::new(),
             seed,
             empties: 0,
+            keep: 1,
         }
+    }
+
+    /// How many of the best paths are reported, used or not. To be changed between batches only.
+    pub fn set_keep(&mut self, keep: usize) {
+        self.keep = keep.max(1);
     }
 
     /// Destinations with at least one path.
@@ -255,7 +301,7 @@ impl<A: Address> Table<A> {
         self.dirty.is_empty()
     }
 
-    /// Adds or replaces the path of `path.peer` to `prefix`.
+    /// Adds or replaces the path of that peer and identifier to `prefix`.
     #[inline]
     pub fn announce(&mut self, prefix: Prefix, path: Path) -> Change {
         let Some((address, len)) = A::split(prefix) else {
@@ -276,7 +322,11 @@ impl<A: Address> Table<A> {
                     peer: 0,
                     value: 0,
                 };
-                slot.set_single(path);
+                if path.path_id == 0 {
+                    slot.set_single(path);
+                } else {
+                    slot.set_list(new_list(&mut self.lists, &mut self.free, 0, vec![path]));
+                }
                 vacant.insert(slot);
                 self.dirty.push(Dirty {
                     prefix,
@@ -289,14 +339,18 @@ impl<A: Address> Table<A> {
         let slot = occupied.get_mut();
         if slot.is(EMPTY) {
             self.empties -= 1;
-            slot.set_single(path);
+            if path.path_id == 0 {
+                slot.set_single(path);
+            } else {
+                slot.set_list(new_list(&mut self.lists, &mut self.free, 0, vec![path]));
+            }
             return Change::Added;
         }
         if slot.is(MANY) {
             let Some(list) = self.lists.get_mut(slot.value as usize) else {
                 return Change::Absent;
             };
-            let position = list.paths.iter().position(|p| p.peer == path.peer);
+            let position = list.paths.iter().position(|p| p.is(path.peer, path.path_id));
             if let Some(old) = position.and_then(|i| list.paths.get_mut(i))
                 && old.attr == path.attr
             {
@@ -304,10 +358,9 @@ impl<A: Address> Table<A> {
                 return Change::Same;
             }
             if !slot.is(DIRTY) {
-                let used = list.paths.get(..list.used).unwrap_or(&list.paths);
                 self.dirty.push(Dirty {
                     prefix,
-                    before: Used::of(used),
+                    before: Used::of(&list.paths, list.used, self.keep),
                 });
                 slot.flags |= DIRTY;
             }
@@ -324,7 +377,8 @@ impl<A: Address> Table<A> {
             };
         }
         let old = slot.single();
-        if old.peer == path.peer && old.attr == path.attr {
+        let same = old.is(path.peer, path.path_id);
+        if same && old.attr == path.attr {
             slot.set_single(path);
             return Change::Same;
         }
@@ -335,33 +389,17 @@ impl<A: Address> Table<A> {
             });
             slot.flags |= DIRTY;
         }
-        if old.peer == path.peer {
+        if same {
             slot.set_single(path);
             return Change::Replaced(old.attr);
         }
-        let list = List {
-            used: 1,
-            paths: vec![old, path],
-        };
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                self.lists.push(List::default());
-                (self.lists.len() - 1) as u32
-            }
-        };
-        if let Some(place) = self.lists.get_mut(index as usize) {
-            *place = list;
-        }
-        slot.flags = DIRTY | MANY;
-        slot.peer = 0;
-        slot.value = index;
+        slot.set_list(new_list(&mut self.lists, &mut self.free, 1, vec![old, path]));
         Change::Added
     }
 
-    /// Takes away the path of `peer` to `prefix`.
+    /// Takes away the path of that peer and identifier to `prefix`.
     #[inline]
-    pub fn withdraw(&mut self, prefix: Prefix, peer: PeerIndex) -> Change {
+    pub fn withdraw(&mut self, prefix: Prefix, peer: PeerIndex, path_id: u32) -> Change {
         let Some((address, len)) = A::split(prefix) else {
             return Change::Absent;
         };
@@ -375,8 +413,8 @@ impl<A: Address> Table<A> {
             &mut self.lists,
             &mut self.free,
             &mut self.dirty,
-            &mut self.empties,
-            |path| path.peer == peer,
+            (&mut self.empties, self.keep),
+            |path| path.is(peer, path_id),
             |path| removed = Change::Removed(path.attr),
         );
         removed
@@ -390,7 +428,7 @@ impl<A: Address> Table<A> {
                 &mut self.lists,
                 &mut self.free,
                 &mut self.dirty,
-                &mut self.empties,
+                (&mut self.empties, self.keep),
                 &mut drop,
                 &mut told,
             );
@@ -402,7 +440,7 @@ impl<A: Address> Table<A> {
         lists: &mut [List],
         free: &mut Vec<u32>,
         dirty: &mut Vec<Dirty>,
-        empties: &mut usize,
+        (empties, keep): (&mut usize, usize),
         mut drop: impl FnMut(&Path) -> bool,
         mut told: impl FnMut(Path),
     ) {
@@ -431,10 +469,9 @@ impl<A: Address> Table<A> {
             return;
         }
         if !slot.is(DIRTY) {
-            let used = list.paths.get(..list.used).unwrap_or(&list.paths);
             dirty.push(Dirty {
                 prefix: slot.address.join(slot.len),
-                before: Used::of(used),
+                before: Used::of(&list.paths, list.used, keep),
             });
             slot.flags |= DIRTY;
         }
@@ -445,18 +482,17 @@ impl<A: Address> Table<A> {
             }
             !gone
         });
-        if let [] | [_] = list.paths[..] {
-            let index = slot.value;
-            match list.paths.pop() {
-                Some(path) => slot.set_single(path),
-                None => {
-                    slot.flags = DIRTY | EMPTY;
-                    *empties += 1;
-                }
+        let index = slot.value;
+        match list.paths[..] {
+            [] => {
+                slot.flags = DIRTY | EMPTY;
+                *empties += 1;
             }
-            *list = List::default();
-            free.push(index);
+            [path] if path.path_id == 0 => slot.set_single(path),
+            _ => return,
         }
+        *list = List::default();
+        free.push(index);
     }
 
     /// Marks every path of `peer` stale (or fresh) without counting that as a change; tells how many there are.
@@ -490,10 +526,9 @@ impl<A: Address> Table<A> {
             let Some(list) = self.lists.get(slot.value as usize) else {
                 continue;
             };
-            let used = list.paths.get(..list.used).unwrap_or(&list.paths);
             self.dirty.push(Dirty {
                 prefix: slot.address.join(slot.len),
-                before: Used::of(used),
+                before: Used::of(&list.paths, list.used, self.keep),
             });
             slot.flags |= DIRTY;
         }
@@ -531,7 +566,7 @@ impl<A: Address> Table<A> {
             return Used::Nothing;
         };
         list.used = decide(&mut list.paths).clamp(1, list.paths.len().max(1));
-        Used::of(list.paths.get(..list.used).unwrap_or(&list.paths))
+        Used::of(&list.paths, list.used, self.keep)
     }
 
     /// Gives memory back after a great withdrawal.
@@ -623,6 +658,7 @@ mod tests {
             attr: AttrId(attr),
             peer,
             stale: false,
+            path_id: 0,
         }
     }
 
@@ -666,7 +702,7 @@ mod tests {
             Change::Replaced(AttrId(1))
         );
         assert_eq!(table.announce(p("10.0.0.1/32"), path(2, 9)), Change::Added);
-        assert_eq!(table.withdraw(p("10.0.0.1/32"), 1), Change::Removed(AttrId(5)));
+        assert_eq!(table.withdraw(p("10.0.0.1/32"), 1, 0), Change::Removed(AttrId(5)));
         assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), Some(1), Some(9))]);
         assert!(table.is_clean());
     }
@@ -688,16 +724,49 @@ mod tests {
         let mut table = Table::<u32>::new(7);
         table.announce(p("10.0.0.1/32"), path(1, 1));
         flush(&mut table);
-        table.withdraw(p("10.0.0.1/32"), 1);
+        table.withdraw(p("10.0.0.1/32"), 1, 0);
         assert_eq!(table.len(), 0);
         assert_eq!(table.announce(p("10.0.0.1/32"), path(1, 1)), Change::Added);
         assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), Some(1), Some(1))]);
         assert_eq!(table.len(), 1);
-        assert_eq!(table.withdraw(p("10.0.0.1/32"), 3), Change::Absent);
-        assert_eq!(table.withdraw(p("10.0.0.2/32"), 1), Change::Absent);
-        table.withdraw(p("10.0.0.1/32"), 1);
+        assert_eq!(table.withdraw(p("10.0.0.1/32"), 3, 0), Change::Absent);
+        assert_eq!(table.withdraw(p("10.0.0.2/32"), 1, 0), Change::Absent);
+        table.withdraw(p("10.0.0.1/32"), 1, 0);
         assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), Some(1), None)]);
         assert_eq!(table.len(), 0);
+    }
+
+    /// RFC 7911: (peer, identifier) names a path, and a lone one keeps its name.
+    #[test]
+    fn paths_of_one_peer_with_identifiers_stand_beside_each_other() {
+        let with_id = |attr, path_id| Path {
+            path_id,
+            ..path(1, attr)
+        };
+        let mut table = Table::<u32>::new(7);
+        table.set_keep(2);
+        let prefix = p("10.0.0.1/32");
+        assert_eq!(table.announce(prefix, with_id(1, 7)), Change::Added);
+        assert_eq!(table.announce(prefix, with_id(2, 8)), Change::Added);
+        assert_eq!(table.announce(prefix, with_id(3, 0)), Change::Added);
+        assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), None, Some(3))]);
+        assert_eq!(table.announce(prefix, with_id(9, 7)), Change::Replaced(AttrId(1)));
+        let dirty = table.take_dirty();
+        let ranked = |used: &Used| used.ranked().iter().map(|p| p.path_id).collect::<Vec<_>>();
+        assert_eq!(
+            (ranked(&dirty[0].before), dirty[0].before.paths().len()),
+            (vec![0, 8], 1)
+        );
+        assert_eq!(ranked(&table.settle(prefix, highest)), [7, 0]);
+        assert_eq!(table.withdraw(prefix, 1, 5), Change::Absent);
+        assert_eq!(table.withdraw(prefix, 1, 0), Change::Removed(AttrId(3)));
+        assert_eq!(table.withdraw(prefix, 1, 8), Change::Removed(AttrId(2)));
+        flush(&mut table);
+        assert_eq!(table.get(prefix), Some((vec![with_id(9, 7)], 1)));
+        assert_eq!(table.withdraw(prefix, 1, 7), Change::Removed(AttrId(9)));
+        assert_eq!(flush(&mut table), [("10.0.0.1/32".into(), Some(9), None)]);
+        assert!(table.is_empty());
+        assert_eq!(table.announce(prefix, with_id(1, 7)), Change::Added);
     }
 
     #[test]

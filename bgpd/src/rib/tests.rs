@@ -11,7 +11,7 @@ use super::table::{LOCAL, PeerIndex};
 use super::*;
 use crate::config::{Filter, NextHopMode};
 use crate::filter::{Action, PrefixMatch, Rule};
-use crate::wire::{AsPath, Community, DecodeContext, EncodeContext, HEADER_LENGTH, Message, frame};
+use crate::wire::{AsPath, DecodeContext, EncodeContext, HEADER_LENGTH, Message, RefreshSubtype, frame};
 
 const PEERS: u16 = 5;
 
@@ -30,12 +30,14 @@ fn key(peer: PeerIndex, strict: bool) -> GroupKey {
     let mut rule = Rule::new(Action::Reject);
     rule.prefix = Some(PrefixMatch::within("10.9.0.0/30".parse().unwrap()));
     let rules = if strict { vec![rule] } else { vec![] };
+    let mut encode = EncodeContext {
+        ebgp: identity.peer_type == PeerType::Ebgp,
+        ..EncodeContext::default()
+    };
+    encode.ipv4.add_path = with_ids(peer);
     GroupKey {
         family: Family::Ipv4Unicast,
-        encode: EncodeContext {
-            ebgp: identity.peer_type == PeerType::Ebgp,
-            ..EncodeContext::default()
-        },
+        encode,
         peer_type: identity.peer_type,
         local_asn: 65000,
         rr_client: identity.rr_client,
@@ -47,7 +49,16 @@ fn key(peer: PeerIndex, strict: bool) -> GroupKey {
             rules,
             default: Action::Accept,
         }),
+        paths: if with_ids(peer) { usize::from(peer) } else { 1 },
+        drain: false,
+        role: None,
+        long_lived: false,
     }
+}
+
+/// Peers that are given several paths; the second so many as its number says.
+fn with_ids(peer: PeerIndex) -> bool {
+    peer == 2 || peer == 4
 }
 
 fn prefix(n: u64) -> Prefix {
@@ -70,7 +81,9 @@ fn attributes(peer: PeerIndex, variant: u64) -> Arc<PathAttributes> {
 /// A peer that reads.
 #[derive(Default)]
 struct Reader {
-    has: BTreeMap<Prefix, PathAttributes>,
+    has: BTreeMap<Nlri, PathAttributes>,
+    /// What it had when a repetition began, and has not heard of since.
+    unrepeated: Option<BTreeSet<Nlri>>,
     ended: usize,
 }
 
@@ -78,28 +91,45 @@ impl Reader {
     fn read(&mut self, rib: &mut Rib, peer: PeerIndex, max: usize) {
         let (bytes, messages) = rib.read(peer, max, false);
         let bytes = bytes.concat();
-        let context = DecodeContext {
+        let mut context = DecodeContext {
             ebgp: identity(peer).peer_type == PeerType::Ebgp,
             ..DecodeContext::default()
         };
+        context.ipv4.add_path = with_ids(peer);
         let mut rest = &bytes[..];
         let mut seen = 0;
         while let Some((length, _)) = frame(rest, 4096).expect("our own messages") {
             assert!(length > HEADER_LENGTH);
-            let Message::Update(update) = Message::decode(&rest[..length], &context).unwrap() else {
-                panic!()
-            };
+            let message = Message::decode(&rest[..length], &context).unwrap();
             rest = &rest[length..];
             seen += 1;
+            let update = match message {
+                Message::Update(update) => update,
+                Message::RouteRefresh(refresh) if refresh.subtype == RefreshSubtype::Beginning => {
+                    assert_eq!(self.ended, 1, "a repetition before End-of-RIB");
+                    self.unrepeated = Some(self.has.keys().copied().collect());
+                    continue;
+                }
+                Message::RouteRefresh(_) => {
+                    for nlri in self.unrepeated.take().expect("a beginning before the end") {
+                        self.has.remove(&nlri);
+                    }
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            };
             assert!(update.errors.is_empty(), "{:?}", update.errors);
             for list in update.withdrawals() {
                 for nlri in list {
-                    self.has.remove(&nlri.prefix);
+                    self.has.remove(&nlri);
                 }
             }
             for announcement in update.announcements() {
                 for nlri in announcement.prefixes {
-                    self.has.insert(nlri.prefix, update.attributes.clone());
+                    self.has.insert(nlri, update.attributes.clone());
+                    if let Some(unrepeated) = &mut self.unrepeated {
+                        unrepeated.remove(&nlri);
+                    }
                 }
             }
             self.ended += usize::from(update.end_of_rib().is_some());
@@ -114,16 +144,17 @@ impl Reader {
     }
 }
 
-type Paths = BTreeMap<Prefix, BTreeMap<PeerIndex, Arc<PathAttributes>>>;
+/// By peer and its own identifier.
+type Paths = BTreeMap<Prefix, BTreeMap<(PeerIndex, u32), Arc<PathAttributes>>>;
 
-/// What a peer must have.
-fn reference(paths: &Paths, peer: PeerIndex, strict: bool) -> BTreeMap<Prefix, PathAttributes> {
+/// What a peer must have, identifiers aside.
+fn reference(paths: &Paths, peer: PeerIndex, strict: bool) -> Vec<(Prefix, String)> {
     let key = key(peer, strict);
-    let mut has = BTreeMap::new();
+    let mut has = Vec::new();
     for (prefix, of_prefix) in paths {
         let candidates: Vec<(PeerIndex, Candidate<'_>)> = of_prefix
             .iter()
-            .map(|(peer, attributes)| {
+            .map(|((peer, path_id), attributes)| {
                 let identity = identity(*peer);
                 let candidate = Candidate {
                     attributes,
@@ -131,32 +162,42 @@ fn reference(paths: &Paths, peer: PeerIndex, strict: bool) -> BTreeMap<Prefix, P
                     peer_type: identity.peer_type,
                     router_id: identity.router_id,
                     address: identity.address,
+                    path_id: *path_id,
                 };
                 (*peer, candidate)
             })
             .collect();
         let only: Vec<Candidate<'_>> = candidates.iter().map(|(_, c)| *c).collect();
-        let Some(best) = decide(&only).order.first().map(|i| candidates[*i].0) else {
-            continue;
-        };
-        if best == peer {
-            continue;
-        }
-        let of_best = identity(best);
-        let source = export::Source {
-            local: best == LOCAL,
-            peer_type: of_best.peer_type,
-            rr_client: of_best.rr_client,
-            router_id: of_best.router_id,
-        };
-        let Some(rule) = key.admits(*prefix, &of_prefix[&best], &source) else {
-            continue;
-        };
-        if let Some(sent) = key.transform(&of_prefix[&best], &source, rule) {
-            has.insert(*prefix, sent);
+        for place in decide(&only).order.into_iter().take(key.paths) {
+            let (from, candidate) = &candidates[place];
+            if *from == peer {
+                continue;
+            }
+            let identity = identity(*from);
+            let source = export::Source {
+                local: *from == LOCAL,
+                peer_type: identity.peer_type,
+                rr_client: identity.rr_client,
+                router_id: identity.router_id,
+            };
+            let Some(rule) = key.admits(*prefix, candidate.attributes, &source) else {
+                continue;
+            };
+            if let Some(sent) = key.transform(candidate.attributes, &source, rule) {
+                has.push((*prefix, format!("{sent:?}")));
+            }
         }
     }
+    has.sort();
     has
+}
+
+fn without_ids<'a>(paths: impl Iterator<Item = (Nlri, &'a PathAttributes)>) -> Vec<(Prefix, String)> {
+    let mut all: Vec<_> = paths
+        .map(|(nlri, sent)| (nlri.prefix, format!("{sent:?}")))
+        .collect();
+    all.sort();
+    all
 }
 
 #[test]
@@ -180,18 +221,21 @@ fn every_peer_has_what_the_model_says_after_any_history() {
             match draw(20) {
                 0..=8 if known => {
                     let (n, given) = (draw(12), attributes(peer, draw(10)));
+                    let path_id = if peer >= 4 { draw(3) as u32 } else { 0 };
                     let attr = rib.intern(&given);
-                    rib.announce(prefix(n), peer, attr);
+                    let prefix = prefix(n);
+                    rib.announce(Nlri { prefix, path_id }, peer, attr);
                     rib.release(attr);
-                    paths.entry(prefix(n)).or_default().insert(peer, given);
+                    paths.entry(prefix).or_default().insert((peer, path_id), given);
                 }
                 9..=11 if known => {
-                    let n = draw(12);
+                    let prefix = prefix(draw(12));
+                    let path_id = if peer >= 4 { draw(3) as u32 } else { 0 };
                     let was = paths
-                        .get_mut(&prefix(n))
-                        .and_then(|of| of.remove(&peer))
+                        .get_mut(&prefix)
+                        .and_then(|of| of.remove(&(peer, path_id)))
                         .is_some();
-                    assert_eq!(rib.withdraw(prefix(n), peer), was);
+                    assert_eq!(rib.withdraw(Nlri { prefix, path_id }, peer), was);
                 }
                 12 if peer != LOCAL => {
                     if !known {
@@ -203,14 +247,16 @@ fn every_peer_has_what_the_model_says_after_any_history() {
                 13 if peer != LOCAL && known => {
                     rib.forget_peer(peer);
                     readers.remove(&peer);
-                    paths.values_mut().for_each(|of| drop(of.remove(&peer)));
+                    paths
+                        .values_mut()
+                        .for_each(|of| of.retain(|(from, _), _| *from != peer));
                 }
                 14 if peer != LOCAL && known => {
                     let (_, strict) = readers.get_mut(&peer).unwrap();
                     *strict = !*strict;
                     rib.regroup(peer, key(peer, *strict));
                 }
-                15 if peer != LOCAL && known => rib.refresh(peer, Family::Ipv4Unicast),
+                15 if peer != LOCAL && known => rib.refresh(peer, Family::Ipv4Unicast, draw(2) == 0),
                 16 | 17 => {
                     if let Some((reader, _)) = readers.get_mut(&peer) {
                         reader.read(&mut rib, peer, 1 + draw(200) as usize);
@@ -223,7 +269,9 @@ fn every_peer_has_what_the_model_says_after_any_history() {
         for (peer, (reader, strict)) in &mut readers {
             reader.read_all(&mut rib, *peer);
             let wanted = reference(&paths, *peer, *strict);
-            assert_eq!(reader.has, wanted, "seed {seed}, peer {peer}");
+            let has = without_ids(reader.has.iter().map(|(nlri, sent)| (*nlri, sent)));
+            assert_eq!(has, wanted, "seed {seed}, peer {peer}");
+            assert_eq!(reader.unrepeated, None);
             assert_eq!(
                 rib.advertised(*peer, Family::Ipv4Unicast),
                 wanted.len(),
@@ -231,14 +279,17 @@ fn every_peer_has_what_the_model_says_after_any_history() {
             );
             assert_eq!(reader.ended, 1, "one End-of-RIB a session");
             let shown = rib.advertised_paths(*peer, Family::Ipv4Unicast, |_| true);
+            let had: Vec<Nlri> = reader.has.keys().copied().collect();
+            assert_eq!(shown.iter().map(|(nlri, ..)| *nlri).collect::<Vec<_>>(), had);
             assert_eq!(
-                shown
-                    .into_iter()
-                    .map(|(p, _, a)| (p, a))
-                    .collect::<BTreeMap<_, _>>(),
+                without_ids(shown.iter().map(|(nlri, _, sent)| (*nlri, sent))),
                 wanted
             );
-            let accepted = paths.values().filter(|of| of.contains_key(peer)).count();
+            let accepted = paths
+                .values()
+                .flat_map(|of| of.keys())
+                .filter(|(from, _)| from == peer)
+                .count();
             assert_eq!(rib.accepted(*peer, Family::Ipv4Unicast), accepted);
         }
         assert_eq!(

@@ -15,7 +15,7 @@ use crate::filter::{AttributeView, Community, PeerType, RouteSource, RouteView, 
 use crate::fsm::{Command, Negotiated, RouteUpdate};
 use crate::rib::attributes::{AttrId, apply};
 use crate::rib::table::PeerIndex;
-use crate::wire::{Notification, PathAttributes, Prefix, cease, code};
+use crate::wire::{Nlri, Notification, PathAttributes, Role, cease, code};
 
 /// Refused routes kept for each peer.
 const KEPT: usize = 10_000;
@@ -40,6 +40,8 @@ pub(super) enum Reason {
     OwnCluster,
     /// RFC 4271 §5.1.3: a next hop that is ourselves.
     OwnNextHop,
+    /// RFC 9234 §5: it was for customers only, and a customer or peer gives it to us.
+    Leak(u32),
     /// By that rule, or by the default.
     Filter(Option<usize>),
 }
@@ -51,6 +53,7 @@ impl Reason {
             Self::OwnOriginator => "we are its ORIGINATOR_ID".into(),
             Self::OwnCluster => "our cluster is in CLUSTER_LIST".into(),
             Self::OwnNextHop => "we are its next hop".into(),
+            Self::Leak(asn) => format!("a route leak: for customers of AS {asn} only (OTC)"),
             Self::Filter(Some(rule)) => format!("import filter, rule {}", rule + 1),
             Self::Filter(None) => "import filter, default action".into(),
         }
@@ -58,10 +61,10 @@ impl Reason {
 }
 
 impl Peer {
-    fn refuse(&mut self, prefix: Prefix, attributes: &Arc<PathAttributes>, reason: Reason) {
-        if self.refused.len() < KEPT || self.refused.contains_key(&prefix) {
+    fn refuse(&mut self, nlri: Nlri, attributes: &Arc<PathAttributes>, reason: Reason) {
+        if self.refused.len() < KEPT || self.refused.contains_key(&nlri) {
             self.refused.insert(
-                prefix,
+                nlri,
                 Refused {
                     attributes: Arc::clone(attributes),
                     reason,
@@ -83,8 +86,8 @@ impl Speaker {
         };
         for list in &update.withdrawn {
             for nlri in list.iter() {
-                if !self.rib.withdraw(nlri.prefix, index) && !peer.refused.is_empty() {
-                    peer.refused.remove(&nlri.prefix);
+                if !self.rib.withdraw(nlri, index) && !peer.refused.is_empty() {
+                    peer.refused.remove(&nlri);
                 }
             }
         }
@@ -92,12 +95,12 @@ impl Speaker {
             let loops = loops(&self.config, peer, &negotiated, attributes);
             if let Some(reason) = loops {
                 for nlri in list.iter() {
-                    self.rib.withdraw(nlri.prefix, index);
-                    peer.refuse(nlri.prefix, attributes, reason);
+                    self.rib.withdraw(nlri, index);
+                    peer.refuse(nlri, attributes, reason);
                 }
                 continue;
             }
-            let accepted = prefer_others_when_leaving(attributes, &negotiated);
+            let accepted = adjusted(attributes, &negotiated);
             let filter = &peer.config.import;
             // Without rules on prefixes one verdict does for the whole list.
             let once = !filter.looks_at_prefix();
@@ -110,7 +113,7 @@ impl Speaker {
             let mut verdict: Option<Verdict> = None;
             // Attribute sets that came of this list, by the rule that made them.
             let mut made: SmallVec<[(Option<usize>, AttrId); 2]> = SmallVec::new();
-            let mut refused: Vec<(Prefix, Reason)> = Vec::new();
+            let mut refused: Vec<(Nlri, Reason)> = Vec::new();
             for nlri in list.iter() {
                 let prefix = nlri.prefix;
                 let of_this = match verdict {
@@ -133,20 +136,20 @@ impl Speaker {
                             made.push((rule, attr));
                             attr
                         });
-                        self.rib.announce(prefix, index, attr);
+                        self.rib.announce(nlri, index, attr);
                         if !peer.refused.is_empty() {
-                            peer.refused.remove(&prefix);
+                            peer.refused.remove(&nlri);
                         }
                     }
-                    Verdict::Reject { rule } => refused.push((prefix, Reason::Filter(rule))),
+                    Verdict::Reject { rule } => refused.push((nlri, Reason::Filter(rule))),
                 }
             }
             for (_, attr) in made {
                 self.rib.release(attr);
             }
-            for (prefix, reason) in refused {
-                self.rib.withdraw(prefix, index);
-                peer.refuse(prefix, attributes, reason);
+            for (nlri, reason) in refused {
+                self.rib.withdraw(nlri, index);
+                peer.refuse(nlri, attributes, reason);
             }
         }
         self.check_max_prefix(index);
@@ -204,6 +207,16 @@ fn loops(
     if attributes.cluster_list.contains(&config.effective_cluster_id()) {
         return Some(Reason::OwnCluster);
     }
+    if let Some(asn) = attributes.only_to_customer {
+        let leaked = match negotiated.role {
+            Some(Role::Provider | Role::RouteServer) => true,
+            Some(Role::Peer) => asn != negotiated.peer_asn,
+            _ => false,
+        };
+        if leaked {
+            return Some(Reason::Leak(asn));
+        }
+    }
     let next_hop = attributes.next_hop?.address();
     let ours = [
         Some(negotiated.local_address),
@@ -213,18 +226,26 @@ fn loops(
     ours.contains(&Some(next_hop)).then_some(Reason::OwnNextHop)
 }
 
-/// RFC 8326 §4: a route of another AS with GRACEFUL_SHUTDOWN is the last resort.
-fn prefer_others_when_leaving(
-    attributes: &Arc<PathAttributes>,
-    negotiated: &Negotiated,
-) -> Arc<PathAttributes> {
+/// What the protocol itself changes on the way in.
+fn adjusted(attributes: &Arc<PathAttributes>, negotiated: &Negotiated) -> Arc<PathAttributes> {
+    // RFC 8326 §4: a route of another AS with GRACEFUL_SHUTDOWN is the last resort.
     let leaving = negotiated.peer_type == PeerType::Ebgp
         && AttributeView::has_community(&**attributes, Community::GRACEFUL_SHUTDOWN);
-    if !leaving {
+    // RFC 9234 §5: what comes from above or beside is for our customers only.
+    let from_above = matches!(
+        negotiated.role,
+        Some(Role::Customer | Role::RouteServerClient | Role::Peer)
+    );
+    let unmarked = from_above && attributes.only_to_customer.is_none();
+    if !leaving && !unmarked {
         return Arc::clone(attributes);
     }
-    Arc::new(PathAttributes {
-        local_pref: Some(0),
-        ..(**attributes).clone()
-    })
+    let mut changed = (**attributes).clone();
+    if leaving {
+        changed.local_pref = Some(0);
+    }
+    if unmarked {
+        changed.only_to_customer = Some(negotiated.peer_asn);
+    }
+    Arc::new(changed)
 }

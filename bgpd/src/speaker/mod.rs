@@ -22,20 +22,32 @@ use ipnetwork::IpNetwork;
 
 use crate::config::{Family, PeerConfig, PeerRange, SpeakerConfig};
 use crate::filter::{Community, PeerType};
-use crate::fsm::{Command, ConnId, Counters, Identity, Negotiated, SessionEvent};
+use crate::fsm::{Command, ConnId, Counters, Identity, Negotiated, RefreshPhase, SessionEvent};
 use crate::rib::export::GroupKey;
 use crate::rib::table::{LOCAL, PeerIndex};
 use crate::rib::{Rib, RibPeer};
 use crate::view::{Event, OriginAttributes, RouteChange, State};
 use crate::wire::{
-    self, EncodeContext, FamilyContext, LargeCommunity, Notification, PathAttributes, Prefix, cease, code,
+    self, EncodeContext, FamilyContext, LargeCommunity, Nlri, Notification, PathAttributes, Prefix, cease,
+    code,
 };
 
 use import::Refused;
-use restart::Sync;
+use restart::{Stale, Sync};
 
 /// Peers may ask for our table this often; more often is coalesced.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How much is begun anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clear {
+    /// The session, with a Cease (Administrative Reset): what graceful restart keeps, it keeps.
+    Session,
+    /// What the peer told us, without touching the session (RFC 2918).
+    In,
+    /// What we told the peer, likewise.
+    Out,
+}
 
 /// What the driver must do with sessions.
 #[derive(Debug)]
@@ -89,16 +101,27 @@ struct Peer {
     learned_asn: Option<u32>,
     counters: Arc<Counters>,
     established_count: u64,
-    refused: BTreeMap<Prefix, Refused>,
+    refused: BTreeMap<Nlri, Refused>,
     refused_beyond: usize,
     end_of_rib: [bool; 2],
-    /// Families whose paths wait for the peer's return, and until when.
-    stale: Vec<Family>,
-    stale_until: Option<Instant>,
+    /// Families whose paths wait for the peer's return, or for the end of what it repeats after it.
+    stale: Vec<Stale>,
+    /// Families whose paths the peer is repeating (RFC 7313), and until when it may.
+    repeating: Vec<(Family, Instant)>,
     sync: Sync,
     /// ROUTE-REFRESH: when the last one was answered, and which wait.
     refreshed: Option<Instant>,
     refresh_waits: Vec<Family>,
+}
+
+impl Peer {
+    /// Keeps the reason why it is down. What a NOTIFICATION said is not forgotten for the refused connections that follow.
+    fn note(&mut self, reason: String) {
+        let said = |text: &str| text.starts_with("sent ") || text.starts_with("received ");
+        if said(&reason) || !self.last_error.as_deref().is_some_and(said) {
+            self.last_error = Some(reason);
+        }
+    }
 }
 
 /// See the head of the file.
@@ -112,6 +135,8 @@ pub struct Speaker {
     /// Our own prefixes were declared.
     declared: bool,
     in_sync: bool,
+    /// By hand; see [`Speaker::drain`].
+    drained: bool,
     sync_deadline: Instant,
     /// Our End-of-RIB is held no longer than this after a restart, and whether that time is over.
     hold_deadline: Instant,
@@ -144,6 +169,7 @@ impl Speaker {
             originated: BTreeMap::new(),
             declared: false,
             in_sync: false,
+            drained: false,
             sync_deadline: now + patience,
             hold_deadline: now + cap,
             hold_over: false,
@@ -285,7 +311,7 @@ impl Speaker {
                 refused_beyond: 0,
                 end_of_rib: [false; 2],
                 stale: Vec::new(),
-                stale_until: None,
+                repeating: Vec::new(),
                 refreshed: None,
                 refresh_waits: Vec::new(),
             },
@@ -335,7 +361,10 @@ impl Speaker {
             .collect();
         let new_peers: Vec<PeerConfig> = new_peers.into_iter().chain(of_ranges).collect();
         let open_changed = |peer: &PeerConfig| {
-            let gr = |c: &SpeakerConfig| (c.graceful_restart.enabled, c.graceful_restart.restart_time);
+            let gr = |c: &SpeakerConfig| {
+                let gr = &c.graceful_restart;
+                (gr.enabled, gr.restart_time, gr.long_lived)
+            };
             old.router_id != self.config.router_id
                 || peer.local_asn.is_none() && old.asn != self.config.asn
                 || gr(&old) != gr(&self.config)
@@ -417,6 +446,79 @@ impl Speaker {
         self.check_max_prefix(index);
     }
 
+    /// Takes the speaker out of service or back in (RFC 8326): everything given carries GRACEFUL_SHUTDOWN, or no longer does.
+    ///
+    /// What the configuration says about it holds beside this.
+    pub fn drain(&mut self, drain: bool) {
+        let before = self.drains();
+        self.drained = drain;
+        if before != self.drains() {
+            self.regroup_all();
+            self.flush();
+        }
+    }
+
+    pub(crate) fn drains(&self) -> bool {
+        self.drained || self.config.drain
+    }
+
+    fn regroup_all(&mut self) {
+        let sessions: Vec<(PeerIndex, PeerConfig, Arc<Negotiated>)> = self
+            .peers
+            .iter()
+            .filter_map(|(index, peer)| {
+                let (_, negotiated) = peer.session.as_ref()?;
+                Some((*index, peer.config.clone(), Arc::clone(negotiated)))
+            })
+            .collect();
+        for (index, config, negotiated) in sessions {
+            for family in &negotiated.families {
+                let key = self.group_key(&config, &negotiated, *family);
+                self.rib.regroup(index, key);
+            }
+        }
+    }
+
+    /// Begins anew with a peer: its whole session, or only the routes of one direction or both. False for an unknown peer.
+    pub fn clear(&mut self, name: &str, what: Clear, now: Instant) -> bool {
+        let Some(index) = self.peer_index(name) else {
+            return false;
+        };
+        let families = self.peers.get(&index).and_then(|peer| {
+            let (_, negotiated) = peer.session.as_ref()?;
+            Some((negotiated.families.clone(), negotiated.route_refresh))
+        });
+        match (what, families) {
+            (Clear::Session, _) => {
+                if let Some(peer) = self.peers.get_mut(&index) {
+                    peer.held = false;
+                }
+                let notification = Notification::new(code::CEASE, cease::ADMINISTRATIVE_RESET);
+                self.order(
+                    index,
+                    Command::Reset {
+                        notification,
+                        hold: None,
+                    },
+                );
+            }
+            (_, None) => {}
+            (Clear::In, Some((families, true))) => {
+                for family in families {
+                    self.order(index, Command::RequestRefresh(family));
+                }
+            }
+            // It cannot be asked.
+            (Clear::In, Some((_, false))) => return self.clear(name, Clear::Session, now),
+            (Clear::Out, Some((families, _))) => {
+                for family in families {
+                    self.refresh(index, family, now);
+                }
+            }
+        }
+        true
+    }
+
     /// Declares everything we originate.
     pub fn set_originated(&mut self, prefixes: BTreeMap<IpNetwork, OriginAttributes>, now: Instant) {
         let wanted: BTreeMap<Prefix, OriginAttributes> = prefixes
@@ -463,12 +565,14 @@ impl Speaker {
             SessionEvent::Down { reason, retain } => self.down(index, &reason, retain, now),
             SessionEvent::AttemptFailed { reason } => {
                 if let Some(peer) = self.peers.get_mut(&index) {
-                    peer.last_error = Some(reason);
+                    peer.note(reason);
                     peer.sync.fail();
                 }
             }
             SessionEvent::EndOfRib(family) => self.end_of_rib(index, family),
             SessionEvent::Refresh(family) => self.refresh(index, family, now),
+            SessionEvent::Repeats(family, RefreshPhase::Begins) => self.repeats(index, family, now),
+            SessionEvent::Repeats(family, RefreshPhase::Ends) => self.repeated(index, family),
         }
         self.check_sync(now);
         if ended {
@@ -482,8 +586,8 @@ impl Speaker {
         };
         peer.state = state;
         peer.since = now;
-        if reason.is_some() {
-            peer.last_error = reason.clone();
+        if let Some(reason) = &reason {
+            peer.note(reason.clone());
         }
         self.events.push_back(Event::PeerState {
             peer: peer.config.name.clone(),
@@ -537,14 +641,16 @@ impl Speaker {
             peer.refresh_waits.push(family);
         }
         peer.refreshed = Some(now);
+        let marks = peer.session.as_ref().is_some_and(|(_, n)| n.enhanced_refresh);
         for family in std::mem::take(&mut peer.refresh_waits) {
-            self.rib.refresh(index, family);
+            self.rib.refresh(index, family, marks);
         }
     }
 
     /// Fires what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.expire_stale(now);
+        self.expire_repetitions(now);
         let due: Vec<(PeerIndex, Family)> = self
             .peers
             .iter()
@@ -563,7 +669,10 @@ impl Speaker {
         let sync = (!self.in_sync).then_some(self.sync_deadline);
         let peers = self.peers.values().flat_map(|peer| {
             let refresh = peer.refreshed.filter(|_| !peer.refresh_waits.is_empty());
-            [peer.stale_until, refresh.map(|at| at + REFRESH_INTERVAL)]
+            let stale = peer.stale.iter().map(|stale| stale.until);
+            let repeating = peer.repeating.iter().map(|(_, until)| *until);
+            let refresh = refresh.map(|at| at + REFRESH_INTERVAL);
+            stale.chain(repeating).chain(refresh).map(Some)
         });
         peers.chain([hold, sync]).flatten().min()
     }
@@ -618,7 +727,7 @@ impl Speaker {
     fn group_key(&self, config: &PeerConfig, negotiated: &Negotiated, family: Family) -> GroupKey {
         let context = |of| FamilyContext {
             negotiated: negotiated.families.contains(&of),
-            add_path: false,
+            add_path: negotiated.add_path_send.contains(&of),
             extended_next_hop: negotiated.extended_next_hop && of == Family::Ipv4Unicast,
         };
         let (v4, v6) = match negotiated.local_address {
@@ -630,7 +739,7 @@ impl Speaker {
             encode: EncodeContext {
                 four_octet_as: negotiated.four_octet_as,
                 ebgp: negotiated.peer_type == PeerType::Ebgp,
-                extended_messages: false,
+                extended_messages: negotiated.extended_messages,
                 ipv4: context(Family::Ipv4Unicast),
                 ipv6: context(Family::Ipv6Unicast),
             },
@@ -642,6 +751,14 @@ impl Speaker {
             self_v4: config.next_hop_v4.or(v4),
             self_v6: config.next_hop_v6.or(v6),
             filter: Arc::new(config.export.clone()),
+            paths: if negotiated.add_path_send.contains(&family) {
+                usize::from(config.add_path_send.max(1))
+            } else {
+                1
+            },
+            drain: self.drains(),
+            role: negotiated.role,
+            long_lived: negotiated.long_lived,
         }
     }
 }

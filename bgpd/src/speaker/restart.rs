@@ -3,6 +3,11 @@
 //! **A peer restarts.** Its paths become stale and stay in use until it is back and has sent End-of-RIB, or its restart time is
 //! over, or it says on its return that it did not keep forwarding. Lost again in between, what is still stale is dropped.
 //!
+//! Where both sides do long-lived graceful restart (RFC 9494), the end of the restart time is not the end: what waits is marked
+//! LLGR_STALE, loses against everything else, and waits for the time that the peer asked for.
+//!
+//! **A peer repeats its routes** (RFC 7313). Between the two marks everything of it waits to be repeated; what is not, is gone.
+//!
 //! **We restart.** Best paths go to the kernel as they come: the kernel forwards by the old ones meanwhile, and the program around us
 //! removes what is left over at [`Event::InitialSync`]. What must wait is our End-of-RIB: peers drop what we have not repeated by
 //! then, and a reflector repeats what *it* has to learn first. So it is held until every peer that came up has sent its own
@@ -14,9 +19,9 @@
 //! all the while. So then every peer is waited for, as long as we ask our peers to wait for us (RFC 4724 §4.1,
 //! Selection_Deferral_Timer). With ranges nobody knows who will come, and all that time passes. Where nothing is left over, nothing is lost by being quick, and a refusal counts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Speaker, at};
+use super::{Peer, Speaker, at};
 use crate::config::Family;
 use crate::fsm::Negotiated;
 use crate::rib::table::PeerIndex;
@@ -37,6 +42,19 @@ pub(super) enum Sync {
     /// Not waited for any more.
     Done,
 }
+
+/// A family whose paths wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stale {
+    pub(super) family: Family,
+    /// Then they go, or become the last resort.
+    pub(super) until: Instant,
+    /// For how long they are the last resort then.
+    long_lived: Option<Duration>,
+}
+
+/// How long a peer may take to repeat its routes (RFC 7313 §4 asks for some limit).
+const REPETITION: Duration = Duration::from_secs(600);
 
 impl Sync {
     /// An attempt failed, or a session ended.
@@ -60,14 +78,18 @@ impl Speaker {
                 restarting: restart.is_some_and(|r| r.restarting),
             };
         }
-        let (kept, dropped): (Vec<Family>, Vec<Family>) = std::mem::take(&mut peer.stale)
+        let (kept, dropped): (Vec<Stale>, Vec<Stale>) = std::mem::take(&mut peer.stale)
             .into_iter()
-            .partition(|family| restart.is_some_and(|r| r.preserved(*family)));
+            .partition(|stale| restart.is_some_and(|r| r.preserved(stale.family)));
         // The clock for its End-of-RIB, now that it is back.
-        peer.stale_until = (!kept.is_empty()).then(|| now + stale_time);
-        peer.stale = kept;
-        for family in dropped {
-            self.rib.drop_stale(index, family);
+        let waits = |stale: Stale| Stale {
+            until: now + stale_time,
+            long_lived: None,
+            ..stale
+        };
+        peer.stale = kept.into_iter().map(waits).collect();
+        for stale in dropped {
+            self.rib.drop_stale(index, stale.family);
         }
     }
 
@@ -83,8 +105,13 @@ impl Speaker {
         peer.refused.clear();
         peer.refused_beyond = 0;
         peer.refresh_waits.clear();
+        // Lost for the second time, what still waited is dropped below; what was only being repeated was not lost before.
+        for (family, _) in std::mem::take(&mut peer.repeating) {
+            if !peer.stale.iter().any(|stale| stale.family == family) {
+                self.rib.unmark_repeated(index, family);
+            }
+        }
         peer.stale.clear();
-        peer.stale_until = None;
         let restart = session
             .as_ref()
             .and_then(|(_, n)| n.graceful_restart.clone())
@@ -92,20 +119,70 @@ impl Speaker {
         self.rib.leave(index);
         let mut stale = Vec::new();
         for family in Family::ALL {
-            let kept = restart
+            let (short, long_lived) = restart
                 .as_ref()
-                .is_some_and(|r| r.families.iter().any(|(f, _)| *f == family));
+                .map_or((Duration::ZERO, None), |r| r.kept(family));
+            let kept = !short.is_zero() || long_lived.is_some();
             if kept && self.rib.mark_stale(index, family) > 0 {
-                stale.push(family);
+                stale.push(Stale {
+                    family,
+                    until: now + short,
+                    long_lived,
+                });
             } else {
                 self.rib.drop_paths(index, family);
             }
         }
-        if let (Some(peer), Some(restart)) = (self.peers.get_mut(&index), restart)
-            && !stale.is_empty()
-        {
-            peer.stale_until = Some(now + restart.restart_time);
+        if let Some(peer) = self.peers.get_mut(&index) {
             peer.stale = stale;
+        }
+        self.expire_stale(now);
+    }
+
+    /// BoRR (RFC 7313 §4): until EoRR everything of the peer waits to be repeated. Before its End-of-RIB it means nothing.
+    pub(super) fn repeats(&mut self, index: PeerIndex, family: Family, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        let restarts = peer
+            .session
+            .as_ref()
+            .is_some_and(|(_, n)| n.graceful_restart.is_some());
+        if restarts && peer.end_of_rib.get(at(family)) != Some(&true) {
+            return;
+        }
+        peer.repeating.retain(|(f, _)| *f != family);
+        peer.repeating.push((family, now + REPETITION));
+        peer.refused.retain(|nlri, _| nlri.prefix.family() != family);
+        self.rib.mark_repeated(index, family);
+    }
+
+    /// EoRR: what was not repeated is gone.
+    pub(super) fn repeated(&mut self, index: PeerIndex, family: Family) {
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        if peer.repeating.iter().any(|(f, _)| *f == family) {
+            peer.repeating.retain(|(f, _)| *f != family);
+            self.rib.drop_stale(index, family);
+        }
+    }
+
+    /// Repetitions that never ended: what was not repeated is still believed not to be there.
+    pub(super) fn expire_repetitions(&mut self, now: Instant) {
+        let due: Vec<(PeerIndex, Family)> = self
+            .peers
+            .iter()
+            .flat_map(|(index, peer)| {
+                peer.repeating
+                    .iter()
+                    .map(|(family, until)| (*index, *family, *until))
+            })
+            .filter(|(.., until)| *until <= now)
+            .map(|(index, family, _)| (index, family))
+            .collect();
+        for (index, family) in due {
+            self.repeated(index, family);
         }
     }
 
@@ -117,10 +194,7 @@ impl Speaker {
         if let Some(seen) = peer.end_of_rib.get_mut(at(family)) {
             *seen = true;
         }
-        peer.stale.retain(|f| *f != family);
-        if peer.stale.is_empty() {
-            peer.stale_until = None;
-        }
+        peer.stale.retain(|stale| stale.family != family);
         let families = peer
             .session
             .as_ref()
@@ -137,19 +211,33 @@ impl Speaker {
 
     /// Restart times that are over.
     pub(super) fn expire_stale(&mut self, now: Instant) {
+        let due = |peer: &Peer| peer.stale.iter().any(|stale| stale.until <= now);
         let expired: Vec<PeerIndex> = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.stale_until.is_some_and(|until| until <= now))
+            .filter(|(_, peer)| due(peer))
             .map(|(index, _)| *index)
             .collect();
         for index in expired {
             let Some(peer) = self.peers.get_mut(&index) else {
                 continue;
             };
-            peer.stale_until = None;
-            for family in std::mem::take(&mut peer.stale) {
-                self.rib.drop_stale(index, family);
+            let mut waiting = Vec::new();
+            for mut stale in std::mem::take(&mut peer.stale) {
+                if stale.until > now {
+                    waiting.push(stale);
+                    continue;
+                }
+                match stale.long_lived.take() {
+                    Some(time) if self.rib.make_long_lived(index, stale.family) > 0 => {
+                        stale.until += time;
+                        waiting.push(stale);
+                    }
+                    _ => self.rib.drop_stale(index, stale.family),
+                }
+            }
+            if let Some(peer) = self.peers.get_mut(&index) {
+                peer.stale = waiting;
             }
             self.forget_if_gone(index);
         }

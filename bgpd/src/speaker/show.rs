@@ -7,7 +7,7 @@ use std::time::Instant;
 use ipnetwork::IpNetwork;
 
 use super::{Peer, Speaker, at};
-use crate::config::{Family, PeerAs};
+use crate::config::{Family, PeerAs, Role};
 use crate::filter::PeerType;
 use crate::fsm::keepalive_interval;
 use crate::rib::ShownPath;
@@ -16,7 +16,7 @@ use crate::view::{
     FamilyCounts, Neighbor, PeerRestart, PeerSummary, PrefixQuery, Route, RouteQuery, RouteStatus,
     RouteViewKind, Summary,
 };
-use crate::wire::{Origin, PathAttributes, Prefix};
+use crate::wire::{Nlri, Origin, PathAttributes, Prefix};
 
 impl Speaker {
     /// The speaker and its peers at a glance.
@@ -25,6 +25,7 @@ impl Speaker {
             router_id: self.config.router_id,
             asn: self.config.asn,
             in_sync: self.in_sync,
+            drain: self.drains(),
             prefixes: Family::ALL
                 .into_iter()
                 .map(|family| (family, self.rib.prefixes(family)))
@@ -103,7 +104,7 @@ impl Speaker {
             let refused = peer
                 .refused
                 .keys()
-                .filter(|prefix| prefix.family() == *family)
+                .filter(|nlri| nlri.prefix.family() == *family)
                 .count();
             // Those beyond what is kept are not told apart by family.
             let beyond = if peer.config.families.first() == Some(family) {
@@ -127,7 +128,7 @@ impl Speaker {
         let stale = peer
             .stale
             .iter()
-            .map(|family| self.rib.stale(index, *family))
+            .map(|stale| self.rib.stale(index, stale.family))
             .sum();
         Neighbor {
             summary: self.peer_summary(index, peer, now),
@@ -139,6 +140,15 @@ impl Speaker {
             families: negotiated.map(|n| n.families.clone()).unwrap_or_default(),
             four_octet_as: negotiated.is_some_and(|n| n.four_octet_as),
             route_refresh: negotiated.is_some_and(|n| n.route_refresh),
+            enhanced_refresh: negotiated.is_some_and(|n| n.enhanced_refresh),
+            extended_messages: negotiated.is_some_and(|n| n.extended_messages),
+            add_path_receive: negotiated.map_or_else(Vec::new, |n| {
+                let receives = |family: &Family| n.decode.family(*family).add_path;
+                n.families.iter().copied().filter(receives).collect()
+            }),
+            add_path_send: negotiated.map(|n| n.add_path_send.clone()).unwrap_or_default(),
+            role: negotiated.and_then(|n| n.role).map(role_name),
+            range: peer.range.clone(),
             extended_next_hop: negotiated.is_some_and(|n| n.extended_next_hop),
             graceful_restart: negotiated
                 .and_then(|n| n.graceful_restart.as_ref())
@@ -147,6 +157,11 @@ impl Speaker {
                     restarting: restart.restarting,
                     notification: restart.notification,
                     families: restart.families.iter().map(|(family, _)| *family).collect(),
+                    long_lived: restart
+                        .long_lived
+                        .iter()
+                        .map(|(family, _, time)| (*family, time.as_secs()))
+                        .collect(),
                 }),
             rr_client: peer.config.rr_client,
             stale,
@@ -180,8 +195,8 @@ impl Speaker {
         for family in Family::ALL {
             if query.view == RouteViewKind::Advertised {
                 let Some(peer) = peer else { continue };
-                for (prefix, source, attributes) in self.rib.advertised_paths(peer, family, wanted) {
-                    rows.push(self.row(prefix, source, &attributes, RouteStatus::Advertised, None, false));
+                for (nlri, source, attributes) in self.rib.advertised_paths(peer, family, wanted) {
+                    rows.push(self.row(nlri, source, &attributes, RouteStatus::Advertised, None, false));
                 }
                 continue;
             }
@@ -197,10 +212,10 @@ impl Speaker {
                 .iter()
                 .filter(|(index, _)| peer.is_none_or(|p| p == **index))
             {
-                for (prefix, refused) in of.refused.iter().filter(|(prefix, _)| wanted(**prefix)) {
+                for (nlri, refused) in of.refused.iter().filter(|(nlri, _)| wanted(nlri.prefix)) {
                     let reason = Some(refused.reason.words());
                     rows.push(self.row(
-                        *prefix,
+                        *nlri,
                         *index,
                         &refused.attributes,
                         RouteStatus::Refused,
@@ -246,8 +261,9 @@ impl Speaker {
                 shown.step.map(|step| format!("lost by {}", step.words())),
             ),
         };
+        let path_id = shown.path.path_id;
         rows.push(self.row(
-            prefix,
+            Nlri { prefix, path_id },
             shown.path.peer,
             &shown.attributes,
             status,
@@ -258,7 +274,7 @@ impl Speaker {
 
     fn row(
         &self,
-        prefix: Prefix,
+        nlri: Nlri,
         peer: PeerIndex,
         attributes: &PathAttributes,
         status: RouteStatus,
@@ -268,7 +284,8 @@ impl Speaker {
         let standard = attributes.communities.iter().map(ToString::to_string);
         let large = attributes.large_communities.iter().map(ToString::to_string);
         Route {
-            prefix: IpNetwork::from(prefix),
+            prefix: IpNetwork::from(nlri.prefix),
+            path_id: (nlri.path_id != 0).then_some(nlri.path_id),
             peer: self.peers.get(&peer).map(|peer| peer.config.name.clone()),
             status,
             reason,
@@ -296,6 +313,18 @@ impl Speaker {
             self.rib.has(prefix).then_some(prefix)
         })
     }
+}
+
+fn role_name(role: Role) -> String {
+    match role {
+        Role::Provider => "provider",
+        Role::RouteServer => "route-server",
+        Role::RouteServerClient => "route-server-client",
+        Role::Customer => "customer",
+        Role::Peer => "peer",
+        Role::Unknown(_) => "unknown",
+    }
+    .to_owned()
 }
 
 fn is_within(network: IpNetwork, prefix: Prefix) -> bool {

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use bytes::{BufMut, BytesMut};
 
-use super::capability::{AddPath, Capability, ExtendedNextHop, GracefulRestart, LongLivedFamily};
+use super::capability::{AddPath, Capability, ExtendedNextHop, GracefulRestart, LongLivedFamily, Role};
 use super::family::{AFI_IPV6, AfiSafi, Family};
 use super::header::{MessageType, put_length, write_message};
 use super::notification::{Notification, code, open_error};
@@ -225,6 +225,23 @@ impl Open {
                 Capability::LongLivedGracefulRestart(families) => Some(families.as_slice()),
                 _ => None,
             })
+    }
+
+    /// The role the speaker says it has (RFC 9234). Several that differ are as good as one nobody knows: it fits nowhere.
+    pub fn role(&self) -> Option<Role> {
+        let mut said = self
+            .capabilities
+            .iter()
+            .filter_map(|capability| match capability {
+                Capability::Role(role) => Some(*role),
+                _ => None,
+            });
+        let first = said.next()?;
+        Some(if said.all(|other| other == first) {
+            first
+        } else {
+            Role::Unknown(u8::MAX)
+        })
     }
 
     /// The host name the speaker gives itself. Not trusted.

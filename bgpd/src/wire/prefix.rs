@@ -241,6 +241,11 @@ impl<'a> PrefixIter<'a> {
         self.family
     }
 
+    /// Whether every entry has a path identifier in front (RFC 7911).
+    pub fn has_path_ids(&self) -> bool {
+        self.add_path
+    }
+
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.left == 0

@@ -266,6 +266,18 @@ fn describe(n: &Neighbor) -> String {
     if n.route_refresh {
         capabilities.push("route refresh".to_owned());
     }
+    if n.enhanced_refresh {
+        capabilities.push("enhanced refresh".to_owned());
+    }
+    if n.extended_messages {
+        capabilities.push("extended messages".to_owned());
+    }
+    for (families, direction) in [(&n.add_path_receive, "receive"), (&n.add_path_send, "send")] {
+        if !families.is_empty() {
+            let families: Vec<String> = families.iter().map(ToString::to_string).collect();
+            capabilities.push(format!("add-path {direction} ({})", list(&families)));
+        }
+    }
     if n.extended_next_hop {
         capabilities.push("extended next hop".to_owned());
     }
@@ -279,6 +291,24 @@ fn describe(n: &Neighbor) -> String {
     }
     if !capabilities.is_empty() {
         line("capabilities", capabilities.join(", "));
+    }
+    if let Some(restart) = n
+        .graceful_restart
+        .as_ref()
+        .filter(|restart| !restart.long_lived.is_empty())
+    {
+        let families: Vec<String> = restart
+            .long_lived
+            .iter()
+            .map(|(family, seconds)| format!("{family} {seconds} s"))
+            .collect();
+        line("long-lived", list(&families));
+    }
+    if let Some(role) = &n.role {
+        line("our role", role.clone());
+    }
+    if let Some(range) = &n.range {
+        line("range", range.clone());
     }
     if n.rr_client {
         line("role", "route reflector client".into());
