@@ -71,6 +71,9 @@ pub struct Global {
     pub log_level: Option<String>,
 }
 
+/// What verbs log: what is wrong. Known faults of an etcd release are for the daemon's log, not for every answer.
+const QUIET: &str = "warn,datastore::backend::etcd::cluster=error";
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Create or update resources from files
@@ -169,7 +172,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Bgp(bgp::BgpVerb::Run(args)) => bgp::run_speaker(&global, &args),
         verb => {
             crate::logging::init(
-                global.log_level.as_deref().unwrap_or("warn"),
+                global.log_level.as_deref().unwrap_or(QUIET),
                 crate::logging::Style::Text,
             )?;
             let runtime = tokio::runtime::Builder::new_current_thread()
