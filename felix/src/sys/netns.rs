@@ -44,6 +44,15 @@ pub enum Error {
     },
 }
 
+/// Which kind of namespace a file stands for, as a flag of `clone(2)` (`NS_GET_NSTYPE`, `linux/nsfs.h`).
+fn kind(file: &File) -> io::Result<libc::c_int> {
+    const NSIO: libc::Ioctl = 0xb7;
+    #[expect(unsafe_code, reason = "there is no safe wrapper of this ioctl")]
+    // SAFETY: NS_GET_NSTYPE, `_IO(NSIO, 3)`, takes no argument and writes no memory.
+    let answer = unsafe { libc::ioctl(file.as_raw_fd(), NSIO << 8 | 3) };
+    nix::errno::Errno::result(answer).map_err(io::Error::from)
+}
+
 impl NetNs {
     /// The namespace at a path, such as `/run/netns/a` or `/proc/1234/ns/net`.
     ///
@@ -51,7 +60,14 @@ impl NetNs {
     /// [`Error::Open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref().to_owned();
-        match File::open(&path) {
+        let opened = File::open(&path).and_then(|file| match kind(&file) {
+            Ok(libc::CLONE_NEWNET) => Ok(file),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "this is no network namespace",
+            )),
+        });
+        match opened {
             Ok(file) => Ok(Self { file, path }),
             Err(source) => Err(Error::Open { path, source }),
         }

@@ -26,7 +26,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{InfoData, InfoVeth};
-use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
+use netlink_packet_route::route::{RouteFlags, RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest as _, Sha256};
 
@@ -331,11 +331,13 @@ fn configure_inside(request: &AttachRequest) -> Result<Mac, Error> {
             .scope(RouteScope::Link)
             .build();
         add_route(&mut rtnl, on_link, "the route to the gateway 169.254.1.1")?;
-        let default = RouteMessageBuilder::<Ipv4Addr>::new()
+        let mut default = RouteMessageBuilder::<Ipv4Addr>::new()
             .gateway(GATEWAY_V4)
             .output_interface(link.index)
             .protocol(RouteProtocol::Boot)
             .build();
+        // The route to the gateway may be that of another interface of ours.
+        default.header.flags |= RouteFlags::Onlink;
         add_route(&mut rtnl, default, "the IPv4 default route")?;
         gateways.push(IpAddr::V4(GATEWAY_V4));
     }
