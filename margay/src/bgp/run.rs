@@ -46,7 +46,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut speaker = read(&options.config)?;
-    let listener = bind_socket(&options.socket)?;
+    let (listener, _lock) = bind_socket(&options.socket)?;
     let kernel = if speaker.install {
         alone_on_this_machine(&options.socket)?;
         Some(Kernel::start()?)

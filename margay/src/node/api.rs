@@ -81,9 +81,28 @@ pub(super) async fn serve_metrics(daemon: Arc<Daemon>, listener: TcpListener) ->
 }
 
 /// Opens the socket. A socket that a dead daemon left is replaced; one that answers is somebody's.
-pub(crate) fn bind_socket(path: &FilePath) -> anyhow::Result<UnixListener> {
+///
+/// The file that comes with it is locked, and has to be kept as long as the socket: of two daemons that start at once,
+/// and of one that ends while the next one starts, only one may touch the socket's name.
+pub(crate) fn bind_socket(path: &FilePath) -> anyhow::Result<(UnixListener, std::fs::File)> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    let lock_path = path.with_extension("lock");
+    let lock = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .with_context(|| format!("cannot open {}", lock_path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            anyhow::bail!("another node daemon runs on {}", path.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("cannot lock {}", lock_path.display()));
+        }
     }
     if let Ok(found) = std::fs::symlink_metadata(path) {
         anyhow::ensure!(
@@ -91,9 +110,6 @@ pub(crate) fn bind_socket(path: &FilePath) -> anyhow::Result<UnixListener> {
             "{} exists and is not a socket",
             path.display()
         );
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            anyhow::bail!("another node daemon answers on {}", path.display());
-        }
         std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
     // The mode is set before anybody can have connected: the name appears with the bind, so bind elsewhere first.
@@ -103,7 +119,7 @@ pub(crate) fn bind_socket(path: &FilePath) -> anyhow::Result<UnixListener> {
         UnixListener::bind(&hidden).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o660))?;
     std::fs::rename(&hidden, path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    Ok(listener)
+    Ok((listener, lock))
 }
 
 async fn status(State(daemon): Shared) -> Response {
@@ -121,14 +137,30 @@ async fn attach(State(daemon): Shared, body: axum::body::Bytes) -> Result<Respon
             format!("the request is not understood: {error}"),
         )
     })?;
-    Ok(Json(daemon.attach(request).await?).into_response())
+    let done = uncut(async move { daemon.attach(request).await }).await?;
+    Ok(Json(done).into_response())
 }
 
 async fn detach(
     State(daemon): Shared,
     Path((namespace, name, interface)): Path<(String, String, String)>,
 ) -> Result<Response, Failure> {
-    Ok(Json(daemon.detach(&namespace, &name, &interface).await?).into_response())
+    let done = uncut(async move { daemon.detach(&namespace, &name, &interface).await }).await?;
+    Ok(Json(done).into_response())
+}
+
+/// Brings work to its end even when the caller goes away: a handler is dropped with its connection, and half an attach
+/// would be left, with its next step still running on another thread.
+async fn uncut<T: Send + 'static>(
+    work: impl Future<Output = Result<T, WorkloadError>> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::spawn(work).await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(Failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the work was cut short: {error}"),
+        )),
+    }
 }
 
 async fn kernel_routes(State(daemon): Shared) -> Response {

@@ -59,6 +59,11 @@ impl Cluster {
         }
     }
 
+    /// Whether the Node object of this name is here.
+    pub(super) fn knows(&self, node: &str) -> bool {
+        self.nodes.contains_key(node)
+    }
+
     /// The configuration in force for a node: `default`, and over it the fields that `node.<name>` sets.
     pub(super) fn configuration(&self, node: &str) -> BgpConfigurationSpec {
         let shared = self.configurations.get("default").cloned().unwrap_or_default();

@@ -47,6 +47,8 @@ use cluster::Cluster;
 
 /// Batches of store events that may wait for the agent.
 const EVENT_QUEUE: usize = 64;
+/// How long BGP waits for the agent's first complete state.
+const SETTLE: Duration = Duration::from_secs(10);
 /// How long the store may take to be opened before the daemon gives up and lets its supervisor try again.
 const OPEN_ATTEMPTS: u32 = 10;
 
@@ -108,7 +110,7 @@ impl std::fmt::Debug for Daemon {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = api::bind_socket(&options.socket)?;
+    let (listener, _lock) = api::bind_socket(&options.socket)?;
     let metrics = match options.metrics_listen {
         None => None,
         Some(address) => Some(
@@ -117,7 +119,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 .with_context(|| format!("cannot serve metrics on {address}"))?,
         ),
     };
-    let store = open(&options.datastore).await?;
+    let store = tokio::select! {
+        opened = open(&options.datastore) => opened?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let mirror = Mirror::spawn(
         store.clone(),
         [key::RESOURCES.to_owned(), key::affinities(&options.name)],
@@ -281,8 +287,13 @@ impl Daemon {
         let mut agent = self.agent.changed();
         let mut synced = false;
         // Whether the agent has told a complete set of what this node has. Before that, a restarted speaker that said
-        // "this is all" would make its peers forget what they kept for it.
+        // "this is all" would make its peers forget what they kept for it. And it does not open sessions before that:
+        // a peer that loses us again drops what we had not repeated yet (RFC 4724 §4.2), so the time between session
+        // and announcement has to be short.
         let mut settled = false;
+        let mut speaks = false;
+        let patience = tokio::time::sleep(SETTLE);
+        tokio::pin!(patience);
         loop {
             tokio::select! {
                 update = mirror.next() => {
@@ -296,7 +307,7 @@ impl Daemon {
                     if !batch.is_empty() && events.send(batch).await.is_err() {
                         anyhow::bail!("the agent has stopped");
                     }
-                    if synced && (matters || first_sync) {
+                    if speaks && matters {
                         self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
                         if settled {
                             self.originate(&cluster, &mut advertise).await;
@@ -306,9 +317,11 @@ impl Daemon {
                 event = next_event(&mut speaker_events) => match event {
                     Some(event) => self.hear(event),
                     None => {
-                        tracing::warn!("the speaker has stopped");
+                        // Whoever stops it takes the handle first.
+                        if self.speaker.swap(None).is_some() {
+                            tracing::warn!("the speaker has stopped");
+                        }
                         (running, speaker_events) = (None, None);
-                        self.speaker.store(None);
                     }
                 },
                 changed = advertise.changed(), if settled => {
@@ -319,9 +332,15 @@ impl Daemon {
                     changed.context("the agent has stopped")?;
                     let status = self.agent.status();
                     if status.in_sync && status.applied {
-                        settled = true;
+                        (settled, speaks) = (true, true);
+                        self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
                         self.originate(&cluster, &mut advertise).await;
                     }
+                }
+                // A kernel that refuses us is no reason not to learn routes.
+                () = &mut patience, if synced && !speaks => {
+                    speaks = true;
+                    self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
                 }
             }
         }
@@ -379,8 +398,14 @@ impl Daemon {
         };
         {
             let mut known = self.bgp_problems.lock().unwrap_or_else(PoisonError::into_inner);
+            // At the first start of a node its object is still on its way; that is how it has to be.
+            let first_start = running.is_none() && !cluster.knows(&self.options.name);
             for problem in plan.problems.iter().filter(|problem| !known.contains(problem)) {
-                tracing::warn!(reason = problem, "bgp configuration is not used as it is");
+                if first_start {
+                    tracing::debug!(reason = problem, "bgp waits for this node's object");
+                } else {
+                    tracing::warn!(reason = problem, "bgp configuration is not used as it is");
+                }
             }
             known.clone_from(&plan.problems);
         }

@@ -295,6 +295,13 @@ impl Daemon {
             {
                 note("object", &error);
             }
+            // The address is free when nothing in the kernel speaks of it any more.
+            if tokio::time::timeout(READY, self.agent().wait_removed(&names.id))
+                .await
+                .is_err()
+            {
+                note("policy", &"it is slow to go");
+            }
         }
         if undo.address
             && let Err(error) = self.ipam.release_handle(&names.handle).await
@@ -363,11 +370,35 @@ impl Daemon {
                 .collect());
         }
         let pools = self.client.list_as::<IpPoolSpec>(None).await?.items;
+        let asked = |name: &str, cidr: IpNetwork| {
+            let cidr = cidr.to_string();
+            request.pools.is_empty() || request.pools.iter().any(|word| *word == name || *word == cidr)
+        };
+        for word in &request.pools {
+            let known = |pool: &&Object<IpPoolSpec>| {
+                pool.metadata.name == *word || pool.spec.cidr.to_string() == *word
+            };
+            if !pools.iter().any(|pool| known(&pool)) {
+                let names: Vec<&str> = pools.iter().map(|pool| pool.metadata.name.as_str()).collect();
+                return Err(WorkloadError::Invalid(format!(
+                    "there is no IPPool {word}; there are: {}",
+                    names.join(", ")
+                )));
+            }
+        }
         let count = |v6: bool| {
-            let usable = pools.iter().filter(|pool| pool.spec.disabled != Some(true));
+            let usable = pools.iter().filter(|pool| {
+                pool.spec.disabled != Some(true) && asked(&pool.metadata.name, pool.spec.cidr)
+            });
             usize::from(usable.filter(|pool| pool.spec.cidr.is_ipv6() == v6).count() > 0)
         };
         let (num4, num6) = (count(false), count(true));
+        if num4 + num6 == 0 && !request.pools.is_empty() {
+            return Err(WorkloadError::Conflict(format!(
+                "all of the pools {} are disabled",
+                request.pools.join(", ")
+            )));
+        }
         if num4 + num6 == 0 {
             return Err(WorkloadError::Conflict(
                 "there is no IPPool to take an address from; apply one first, such as examples/01-single-host/resources.yaml"
