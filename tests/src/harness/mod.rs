@@ -23,6 +23,7 @@ const INSIDE: &str = "MARGAY_TEST_CASE";
 const PROBE: &str = "probe";
 
 /// One test.
+#[derive(Clone)]
 pub struct Case {
     name: &'static str,
     programs: &'static [&'static str],

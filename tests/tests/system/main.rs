@@ -1,9 +1,24 @@
 //! System tests: what a user, the kernel and the neighbours see. See `margay_tests::harness` for how they run.
 
+mod attach;
+mod daemon;
+mod kill;
 mod lab;
+mod repair;
+mod rig;
+mod traffic;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    margay_tests::harness::main(lab::cases())
+    margay_tests::harness::main(
+        [
+            attach::cases(),
+            daemon::cases(),
+            kill::cases(),
+            repair::cases(),
+            lab::cases(),
+        ]
+        .concat(),
+    )
 }
