@@ -1,0 +1,294 @@
+use policy::resource::{AsNumber, NodeBgpSpec, PrefixAdvertisement, PrefixLengthRange};
+
+use super::*;
+
+fn node(v4: &str, v6: Option<&str>, reflector: Option<&str>) -> NodeSpec {
+    NodeSpec {
+        bgp: Some(NodeBgpSpec {
+            ipv4_address: Some(v4.into()),
+            ipv6_address: v6.map(Into::into),
+            route_reflector_cluster_id: reflector.map(Into::into),
+            ..NodeBgpSpec::default()
+        }),
+        ..NodeSpec::default()
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect()
+}
+
+fn no_secrets(_: &SecretKeyRef) -> Option<String> {
+    None
+}
+
+fn world(node_name: &str) -> World<'_> {
+    let nodes = BTreeMap::from([
+        (
+            "a".to_owned(),
+            (
+                labels(&[("rack", "1")]),
+                node("10.0.0.1/24", Some("fd00::1/64"), None),
+            ),
+        ),
+        (
+            "b".to_owned(),
+            (
+                labels(&[("rack", "1")]),
+                node("10.0.0.2/24", Some("fd00::2/64"), None),
+            ),
+        ),
+        (
+            "c".to_owned(),
+            (labels(&[("rack", "2")]), node("10.0.0.3/24", None, None)),
+        ),
+    ]);
+    World {
+        node: node_name,
+        nodes,
+        configuration: BgpConfigurationSpec::default(),
+        peers: BTreeMap::new(),
+        filters: BTreeMap::new(),
+        pools: vec!["10.65.0.0/16".parse().unwrap()],
+        secrets: &no_secrets,
+        restarting: false,
+    }
+}
+
+fn peers(plan: &Plan) -> Vec<(String, String)> {
+    let config = plan.config.as_ref().unwrap();
+    config
+        .peers
+        .iter()
+        .map(|peer| (peer.name.clone(), peer.address.to_string()))
+        .collect()
+}
+
+fn pair(name: &str, address: &str) -> (String, String) {
+    (name.to_owned(), address.to_owned())
+}
+
+#[test]
+fn without_any_configuration_every_node_peers_with_every_other_in_both_families() {
+    let plan = plan(&world("a"));
+    assert_eq!(plan.problems, Vec::<String>::new());
+    assert_eq!(
+        peers(&plan),
+        [
+            pair("b", "10.0.0.2"),
+            pair("b-ipv6", "fd00::2"),
+            pair("c", "10.0.0.3")
+        ]
+    );
+    let config = plan.config.unwrap();
+    assert_eq!(
+        (config.router_id.to_string(), config.asn),
+        ("10.0.0.1".into(), 64512)
+    );
+    assert_eq!(config.peers[1].families, BTreeSet::from([Family::Ipv6Unicast]));
+    assert_eq!(config.peers[0].local_address, Some("10.0.0.1".parse().unwrap()));
+}
+
+#[test]
+fn a_mesh_peer_is_believed_only_about_the_pools() {
+    let config = plan(&world("a")).config.unwrap();
+    let import = &config.peers[0].import;
+    assert_eq!(import.default, Action::Reject);
+    assert_eq!(
+        import.rules,
+        [within("10.65.0.0/16".parse().unwrap(), Action::Accept)]
+    );
+}
+
+#[test]
+fn with_the_mesh_off_only_what_is_written_remains() {
+    let mut world = world("a");
+    world.configuration.node_to_node_mesh_enabled = Some(false);
+    let tor = BgpPeerSpec {
+        node: Some("a".into()),
+        peer_ip: Some("10.0.0.254:1179".into()),
+        as_number: Some(AsNumber(65000)),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("tor".into(), tor);
+    let made = plan(&world);
+    assert_eq!(peers(&made), [pair("tor", "10.0.0.254")]);
+    let peer = &made.config.unwrap().peers[0];
+    assert_eq!((peer.port, peer.asn), (1179, PeerAs::Fixed(65000)));
+    assert_eq!(
+        peer.export.default,
+        Action::Reject,
+        "a node is no transit between routers"
+    );
+    world.node = "b";
+    assert_eq!(peers(&plan(&world)), []);
+}
+
+#[test]
+fn a_reflector_stands_outside_the_mesh_and_its_clients_are_found_by_label() {
+    let mut world = world("a");
+    world.nodes.insert(
+        "rr".into(),
+        (
+            labels(&[("role", "rr")]),
+            node("10.0.0.9/24", None, Some("10.0.0.9")),
+        ),
+    );
+    world.configuration.node_to_node_mesh_enabled = Some(false);
+    let peering = BgpPeerSpec {
+        node_selector: Some("has(rack)".into()),
+        peer_selector: Some("role == 'rr'".into()),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("to-rr".into(), peering);
+    assert_eq!(peers(&plan(&world)), [pair("to-rr/rr", "10.0.0.9")]);
+    world.node = "rr";
+    let made = plan(&world);
+    assert_eq!(
+        peers(&made),
+        [
+            pair("to-rr/a", "10.0.0.1"),
+            pair("to-rr/b", "10.0.0.2"),
+            pair("to-rr/c", "10.0.0.3")
+        ],
+        "selected nodes peer back by themselves"
+    );
+    let config = made.config.unwrap();
+    assert!(
+        config
+            .peers
+            .iter()
+            .all(|peer| peer.rr_client && peer.export == Filter::accept())
+    );
+    assert_eq!(config.cluster_id, Some("10.0.0.9".parse().unwrap()));
+    if let Some(peer) = world.peers.get_mut("to-rr") {
+        peer.reverse_peering = Some(ReversePeering::Manual);
+    }
+    assert_eq!(peers(&plan(&world)), []);
+}
+
+#[test]
+fn an_address_has_one_session_and_the_written_one_wins_over_the_mesh() {
+    let mut world = world("a");
+    let written = BgpPeerSpec {
+        peer_ip: Some("10.0.0.2".into()),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("by-hand".into(), written.clone());
+    world.peers.insert("twice".into(), written);
+    let made = plan(&world);
+    assert_eq!(
+        peers(&made),
+        [
+            pair("by-hand", "10.0.0.2"),
+            pair("b-ipv6", "fd00::2"),
+            pair("c", "10.0.0.3")
+        ]
+    );
+    assert_eq!(made.problems.len(), 1, "{:?}", made.problems);
+    assert!(made.problems[0].contains("twice") && made.problems[0].contains("by-hand"));
+}
+
+#[test]
+fn a_missing_secret_keeps_the_session_down() {
+    let mut world = world("a");
+    world.configuration.node_to_node_mesh_enabled = Some(false);
+    let secret = SecretKeyRef {
+        name: Some("bgp".into()),
+        key: "tor".into(),
+        optional: None,
+    };
+    let tor = BgpPeerSpec {
+        peer_ip: Some("10.0.0.254".into()),
+        password: Some(BgpPassword {
+            secret_key_ref: Some(secret),
+        }),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("tor".into(), tor);
+    let made = plan(&world);
+    assert!(made.config.unwrap().peers[0].shutdown);
+    assert!(made.problems[0].contains("bgp/tor"), "{:?}", made.problems);
+    let give = |_: &SecretKeyRef| Some("s3cret".to_owned());
+    world.secrets = &give;
+    let made = plan(&world);
+    let peer = &made.config.unwrap().peers[0];
+    assert!(!peer.shutdown && peer.password.is_some() && made.problems.is_empty());
+}
+
+#[test]
+fn filters_come_before_the_defaults_and_a_missing_one_closes_the_peer() {
+    let mut world = world("a");
+    world.configuration.node_to_node_mesh_enabled = Some(false);
+    let tor = BgpPeerSpec {
+        peer_ip: Some("10.0.0.254".into()),
+        filters: Some(vec!["no-default".into()]),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("tor".into(), tor);
+    let closed = plan(&world);
+    assert!(closed.problems[0].contains("no-default"));
+    assert_eq!(closed.config.unwrap().peers[0].import, Filter::reject());
+    let rule = BgpFilterRule {
+        cidr: Some("0.0.0.0/0".parse().unwrap()),
+        prefix_length: Some(PrefixLengthRange {
+            min: Some(0),
+            max: Some(0),
+        }),
+        source: None,
+        interface: None,
+        match_operator: Some(MatchOperator::In),
+        peer_type: None,
+        communities: None,
+        as_path_prefix: None,
+        priority: None,
+        action: FilterAction::Reject,
+        operations: None,
+    };
+    let filter = BgpFilterSpec {
+        import_v4: Some(vec![rule]),
+        ..BgpFilterSpec::default()
+    };
+    world.filters.insert("no-default".into(), filter);
+    let made = plan(&world);
+    let peer = &made.config.unwrap().peers[0];
+    assert_eq!(
+        (peer.import.rules.len(), peer.import.default),
+        (1, Action::Accept)
+    );
+    assert_eq!(peer.import.rules[0].action, Action::Reject);
+}
+
+#[test]
+fn communities_of_a_prefix_are_found_by_containment_and_name() {
+    let configuration = BgpConfigurationSpec {
+        communities: Some(vec![policy::resource::NamedCommunity {
+            name: "blue".into(),
+            value: "65000:7".into(),
+        }]),
+        prefix_advertisements: Some(vec![PrefixAdvertisement {
+            cidr: "10.65.0.0/16".parse().unwrap(),
+            communities: Some(vec!["blue".into(), "65000:1:2".into()]),
+        }]),
+        ..BgpConfigurationSpec::default()
+    };
+    let found = advertised_communities(&configuration, "10.65.0.1/32".parse().unwrap());
+    assert_eq!(
+        found,
+        [
+            Community::Standard(65000 << 16 | 7),
+            Community::Large(65000, 1, 2)
+        ]
+    );
+    assert!(advertised_communities(&configuration, "10.66.0.1/32".parse().unwrap()).is_empty());
+}
+
+#[test]
+fn a_node_that_is_not_stored_has_no_speaker_and_says_why() {
+    let made = plan(&world("zebra"));
+    assert_eq!(made.config, None);
+    assert!(made.problems[0].contains("zebra"));
+}
