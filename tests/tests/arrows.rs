@@ -26,11 +26,27 @@ const PURE: &[(&str, &[&str])] = &[
     ("felix/src/calc", &[]),
     ("felix/src/render", &[]),
     ("felix/src/reconcile", &[]),
+    ("felix/src/nft/ruleset", &[]),
+    ("felix/src/nft/encode", &[]),
+    ("felix/src/nft/dump.rs", &[]),
+    ("felix/src/nft/plan.rs", &[]),
+    ("felix/src/routetable/mod.rs", &[]),
+    ("felix/src/config.rs", &[]),
+    ("felix/src/status.rs", &[]),
     ("datastore/src/ipam/block.rs", &[]),
+    ("datastore/src/ipam/model.rs", &[]),
+    ("datastore/src/ipam/pools.rs", &[]),
+    ("datastore/src/key.rs", &[]),
+    ("datastore/src/mirror/core.rs", &[]),
+    ("margay/src/node/peering", &[]),
 ];
 
 /// What pure code may not do: wait, look at files or the clock, open sockets, roll dice.
 const IMPURE: &[&str] = &[
+    "async fn",
+    "getrandom",
+    "netlink_sys",
+    "rtnetlink::",
     "tokio::",
     "std::fs",
     "std::net::Tcp",
@@ -99,17 +115,15 @@ fn crates_use_only_those_below_them() -> anyhow::Result<()> {
 
 #[test]
 fn pure_code_has_no_clock_no_file_and_no_socket() -> anyhow::Result<()> {
-    let mut looked_at = 0;
     let mut wrong = Vec::new();
     for (place, except) in PURE {
         let mut files = Vec::new();
-        collect(&root().join(place), &mut files)?;
+        collect(&root().join(place), &mut files).with_context(|| format!("{place} is not there"))?;
         for file in files {
             let shown = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
             if except.iter().any(|except| shown.starts_with(except)) || is_test(&shown) {
                 continue;
             }
-            looked_at += 1;
             let text = std::fs::read_to_string(&file)?;
             for (number, line) in without_tests(&text) {
                 let code = line.split("//").next().unwrap_or_default();
@@ -120,10 +134,6 @@ fn pure_code_has_no_clock_no_file_and_no_socket() -> anyhow::Result<()> {
         }
     }
     assert!(wrong.is_empty(), "pure code that is not: {wrong:#?}");
-    assert!(
-        looked_at > 10,
-        "only {looked_at} files were found: the list of places is out of date"
-    );
     Ok(())
 }
 
@@ -140,11 +150,7 @@ fn collect(place: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
         files.push(place.to_path_buf());
         return Ok(());
     }
-    // A part of the house that is not built yet has no impure code either; the count above notices if all are gone.
-    let Ok(entries) = std::fs::read_dir(place) else {
-        return Ok(());
-    };
-    for entry in entries {
+    for entry in std::fs::read_dir(place)? {
         let path = entry?.path();
         if path.is_dir() {
             collect(&path, files)?;
