@@ -1,7 +1,7 @@
 //! What a speaker is told: its identity, its peers, and their filters.
 //!
 //! The whole configuration is one value. A running speaker takes a new one and works out the difference itself:
-//! a session is reset only when something that went into its OPEN or into its socket changed ([`PeerConfig::session_key`]);
+//! a session is reset only when something that went into its OPEN or into its socket changed;
 //! everything else is applied live. There is no file format here; the caller maps its own resources onto these types.
 
 use std::collections::{BTreeMap, BTreeSet};

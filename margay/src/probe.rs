@@ -31,7 +31,7 @@ pub enum ProbeVerb {
         /// Milliseconds to wait
         #[arg(long, default_value_t = 800)]
         timeout: u64,
-        /// ADDRESS:PORT, or [ADDRESS]:PORT
+        /// Addresses with their ports, an IPv6 address in brackets
         #[arg(required = true)]
         targets: Vec<SocketAddr>,
     },

@@ -17,7 +17,7 @@
 //! until a message is full.
 //!
 //! Rules of the house for every decoder here: lengths are `usize` and only ever compared, never added to a
-//! narrow integer; slices are only taken through [`reader`]; a message is walked once; a value is checked
+//! narrow integer; slices are only taken through `reader`; a message is walked once; a value is checked
 //! before it is built and never kept half-built. `unsafe` is forbidden.
 
 #![forbid(unsafe_code)]

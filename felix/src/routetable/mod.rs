@@ -8,7 +8,7 @@
 //! Several parts of the agent may want the same prefix. The classes say who wins: a local workload before a
 //! blackhole before what a peer announced.
 //!
-//! [`RouteTable`] holds desired and actual state and computes messages; it does no I/O. [`kernel`] is the codec. A change of
+//! [`RouteTable`] holds desired and actual state and computes messages; it does no I/O. `kernel` is the codec. A change of
 //! desired state marks its prefix dirty, and only dirty prefixes are compared; after a dump all are.
 
 mod kernel;

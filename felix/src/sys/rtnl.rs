@@ -112,7 +112,7 @@ impl Rtnl {
         }
     }
 
-    /// Many requests, [`BATCH`] to a datagram; each is tried whatever becomes of the others. One outcome a message, in
+    /// Many requests, `BATCH` to a datagram; each is tried whatever becomes of the others. One outcome a message, in
     /// order.
     ///
     /// # Errors

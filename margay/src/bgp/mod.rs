@@ -1,8 +1,8 @@
 //! The speaker as a program of its own, and what it shares with the node daemon: the questions one may ask it.
 //!
-//! `margay bgp run --config speaker.toml` needs neither a datastore nor the agent: [`file`] turns one commented file into a
-//! speaker's configuration, [`run`] keeps it running, [`kernel`] writes what was learned into the main table if that is
-//! asked for, and [`api`] answers `margay bgp …` on the local socket.
+//! `margay bgp run --config speaker.toml` needs neither a datastore nor the agent: `file` turns one commented file into a
+//! speaker's configuration, `run` keeps it running, `kernel` writes what was learned into the main table if that is
+//! asked for, and `api` answers `margay bgp …` on the local socket.
 
 pub(crate) mod api;
 pub mod file;

@@ -8,7 +8,7 @@
 //!                                       bgpd::net ──────────┴── set_originated
 //! ```
 //!
-//! One task ([`Daemon::follow`]) owns the joints: it hears the store, the speaker and the agent, and tells each what
+//! One task (`Daemon::follow`) owns the joints: it hears the store, the speaker and the agent, and tells each what
 //! the others said. The agent owns the kernel, the speaker its sockets; neither knows of the other.
 //!
 //! A daemon that ends leaves the kernel as it is and closes its BGP sessions without a word, so that peers keep the

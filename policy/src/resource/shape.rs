@@ -3,7 +3,7 @@
 //! Serde answers "does this JSON fit?" with the first thing that does not, and by default forgives unknown
 //! fields: right for reading a store that a newer release may have written to, wrong at the door, where a person
 //! waits for *all* mistakes and where an ignored field is a policy that does less than it says. So each struct is
-//! declared once, through [`api_object!`], which makes both the serde type and its [`Shape`]; the manifest parser
+//! declared once, through `api_object!`, which makes both the serde type and its [`Shape`]; the manifest parser
 //! walks the document beside the shape and reports everything that does not fit, with its position.
 
 use std::collections::BTreeMap;

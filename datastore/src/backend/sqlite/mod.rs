@@ -9,7 +9,7 @@
 //! Both tables are written in one `BEGIN IMMEDIATE` transaction in WAL mode with `synchronous=FULL`: an address that was
 //! handed out is not forgotten when the power fails. Compaction deletes log rows up to a floor.
 //!
-//! A change is signalled **after** its commit, by a datagram to every registered watcher's socket ([`signal`]).
+//! A change is signalled **after** its commit, by a datagram to every registered watcher's socket (`signal`).
 //! Watching the WAL file instead would fire before the commit is visible. A slow poll is the back-up.
 //!
 //! SQLite blocks, so it runs on three threads per handle, never on tokio's: one writer, one reader, one for watches.
