@@ -36,7 +36,12 @@ fn negotiated(asn: u32, peer: u32) -> Arc<Negotiated> {
         families: vec![Family::Ipv4Unicast],
         four_octet_as: true,
         route_refresh: true,
+        enhanced_refresh: false,
         extended_next_hop: false,
+        add_path_send: Vec::new(),
+        extended_messages: false,
+        role: None,
+        long_lived: false,
         graceful_restart: None,
         decode: DecodeContext {
             ebgp: asn != 65000,
