@@ -287,11 +287,30 @@ impl RuleWriter<'_> {
                 }
             }
             Condition::Ports { side, ranges, negate } => {
+                let of_side = |negated: bool| {
+                    rule.matches.iter().find_map(|condition| match condition {
+                        Condition::Ports {
+                            side: other,
+                            ranges,
+                            negate,
+                        } if other == side && *negate == negated => Some(ranges.as_slice()),
+                        _ => None,
+                    })
+                };
                 let field = match side {
                     Side::Source => Field::ThSport,
                     Side::Destination => Field::ThDport,
                 };
-                vec![vec![ports(field, ranges, *negate)]]
+                // One field is compared once: nft may put two comparisons in another order when it loads its listing.
+                match (*negate, of_side(!negate)) {
+                    (false, Some(unwanted)) => {
+                        let left = ports_except(ranges, unwanted);
+                        let left = (!left.is_empty()).then(|| vec![ports(field, &left, false)]);
+                        left.into_iter().collect()
+                    }
+                    (true, Some(_)) => vec![Vec::new()],
+                    (negate, None) => vec![vec![ports(field, ranges, negate)]],
+                }
             }
             Condition::NamedPort { side, set, negate } => {
                 let mut statements = Vec::new();
@@ -402,6 +421,23 @@ fn icmp_except(
         ((_, Some(_)), (_, Some(_))) => Vec::new(),
         ((_, None), (_, Some(code))) => vec![vec![compare(codes, Op::Ne, Value::Icmp(code))]],
     }
+}
+
+/// Those of `ranges` that are in none of `unwanted`.
+fn ports_except(ranges: &[(u16, u16)], unwanted: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let mut left = ranges.to_vec();
+    for (first, last) in unwanted {
+        let cut = |(from, to): (u16, u16)| {
+            let below = first.checked_sub(1).map(|end| (from, to.min(end)));
+            let above = last.checked_add(1).map(|begin| (from.max(begin), to));
+            [below, above]
+                .into_iter()
+                .flatten()
+                .filter(|(from, to)| from <= to)
+        };
+        left = left.into_iter().flat_map(cut).collect();
+    }
+    left
 }
 
 fn ports(field: Field, ranges: &[(u16, u16)], negate: bool) -> Statement {

@@ -1,8 +1,8 @@
 //! The kernel agrees with the evaluator: what packets see of rendered policy is what `policy::eval` says of it.
 //!
 //! [`random`] throws random worlds and packets at all three implementations, [`oracle`] the Kubernetes cases whose
-//! verdicts somebody else computed; [`corners`] and [`flows`] name what has been wrong elsewhere. Every table made on the way
-//! is listed by `nft`, loaded again and compared.
+//! verdicts somebody else computed, [`hosts`] has two nodes; [`corners`] and [`flows`] name what has been wrong
+//! elsewhere. Every table made on the way is listed by `nft`, loaded again and compared.
 #![expect(
     clippy::unwrap_used,
     reason = "a test fails by its panic; clippy knows only the built-in harness"
@@ -16,6 +16,7 @@ mod corners;
 mod flows;
 #[path = "../../../policy/tests/random/mod.rs"]
 mod generator;
+mod hosts;
 mod oracle;
 mod random;
 #[path = "../common/reader.rs"]
@@ -29,7 +30,13 @@ use common::{in_namespace, no_program};
 
 fn main() {
     common::run(Some(2), || {
-        let tests = [corners::TESTS, flows::TESTS, random::TESTS, oracle::TESTS];
+        let tests = [
+            corners::TESTS,
+            flows::TESTS,
+            hosts::TESTS,
+            random::TESTS,
+            oracle::TESTS,
+        ];
         common::trials(tests.into_iter().flatten(), why_not().as_deref())
     });
 }
