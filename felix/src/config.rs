@@ -36,6 +36,8 @@ pub struct AgentConfig {
     pub pass_mark: u32,
     /// Bit of the connection mark of connections that policy forbids since they were made.
     pub cut_mark: u32,
+    /// Lists of more rules than this are entered by a lookup of port or peer instead of being asked one by one.
+    pub linear_rules: usize,
 }
 
 impl AgentConfig {
@@ -51,6 +53,7 @@ impl AgentConfig {
             manage_forwarding: true,
             pass_mark: 0x0002_0000,
             cut_mark: 0x0004_0000,
+            linear_rules: 16,
         }
     }
 }

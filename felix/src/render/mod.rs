@@ -16,12 +16,15 @@
 //! - Established connections are accepted before any dispatch. The dispatch is one map lookup, however many workloads.
 //! - **Fail closed.** An interface with our prefix that is in no map falls through to a drop, in every direction.
 //! - A group chain is shared by all endpoints with the same ordered list of tiers and profiles, a tier chain by all
-//!   groups with the same list of policies, a policy chain by all. Depth is base > dispatch > group > tier > policy.
+//!   groups with the same list of policies, a policy chain by all. Depth is base > dispatch > group > tier > policy,
+//!   where a long tier or policy has up to two cells (`x-…`, entered by lookup: see `lists`) between.
 //! - `Pass` needs to leave two chains at once: it sets one bit of the packet mark and returns; the tier chain looks at
 //!   the bit only behind policies that contain a Pass, and clears it on the way to the next tier.
 //! - The host reaches its own workloads unpoliced, as health checks need; workloads reach the host only as
 //!   `defaultEndpointToHostAction` says, apart from neighbour discovery.
 
+mod index;
+mod lists;
 mod policy;
 mod sets;
 

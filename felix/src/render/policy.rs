@@ -9,6 +9,8 @@ use policy::compile::{
 use policy::model::PolicyKind;
 use policy::packet::{Direction, IpVersion};
 
+use super::index::Item;
+use super::lists::{self, List};
 use super::{Input, LOG_GROUP, LOG_SNAPLEN, drop_rule, log_rule};
 use crate::nft::ruleset::{
     COMMENT_MAX, Chain, Element, Field, LOG_PREFIX_MAX, Log, MarkSource, Match, Op, Rule, Statement, Table,
@@ -75,7 +77,12 @@ pub(super) fn add(input: &Input<'_>, table: &mut Table) {
         ));
     }
     for (tier, direction) in tiers.into_values() {
-        table.add_chain(guarded(input, tier_chain(input, tier, direction)));
+        let list = TierList {
+            input,
+            tier,
+            direction,
+        };
+        lists::add(input, direction, &list, tier.id.as_str(), table);
     }
     for (id, direction) in bodies {
         let Some(policy) = program.policies.get(&id) else {
@@ -86,7 +93,7 @@ pub(super) fn add(input: &Input<'_>, table: &mut Table) {
             policy,
             direction,
         };
-        table.add_chain(guarded(input, writer.chain(&body_name(&id, direction))));
+        lists::add(input, direction, &writer, &body_name(&id, direction), table);
     }
     if uses_pass(program) {
         table.add_chain(
@@ -97,7 +104,7 @@ pub(super) fn add(input: &Input<'_>, table: &mut Table) {
 }
 
 /// A chain that the kernel refused, or that needs a set it refused, denies everything until its object changes.
-fn guarded(input: &Input<'_>, chain: Chain) -> Chain {
+pub(super) fn guarded(input: &Input<'_>, chain: Chain) -> Chain {
     let refused = |name: &str| input.quarantine.contains_key(name);
     let needs_refused_set = chain
         .rules
@@ -113,35 +120,62 @@ fn guarded(input: &Input<'_>, chain: Chain) -> Chain {
     chain
 }
 
-fn tier_chain(input: &Input<'_>, tier: &TierChain, direction: Direction) -> Chain {
-    let bit = input.config.pass_mark;
-    let mut chain = Chain::new(tier.id.as_str());
-    for policy in &tier.policies {
-        chain = chain.rule(Rule::new().verdict(Verdict::Jump(body_name(policy, direction))));
-        let passes = input
-            .program
-            .policies
-            .get(policy)
-            .is_some_and(|body| body.has_pass(direction));
-        if passes {
-            chain = chain.rule(
-                Rule::new()
-                    .then(Match::Masked {
-                        field: Field::Mark,
-                        mask: bit,
-                        op: Op::Eq,
-                        value: bit,
-                    })
-                    .verdict(Verdict::Goto(PASSED.into())),
-            );
-        }
+/// The policies of a tier, with what comes after them.
+struct TierList<'a> {
+    input: &'a Input<'a>,
+    tier: &'a TierChain,
+    direction: Direction,
+}
+
+impl List for TierList<'_> {
+    fn items(&self) -> Vec<Item<'_>> {
+        let policies = &self.input.program.policies;
+        let rules = |id| (policies.get(id)).map_or(&[][..], |policy| policy.rules(self.direction));
+        self.tier.policies.iter().map(rules).collect()
     }
-    match tier.end {
-        TierEnd::Pass => chain,
-        TierEnd::Deny => {
-            let comment = fit(format!("end of tier {}", tier.tier), COMMENT_MAX);
-            let prefix = fit(format!("D|{}|{}", direction.as_str(), tier.tier), LOG_PREFIX_MAX);
-            chain.rule(log_rule(prefix)).rule(drop_rule(&comment))
+
+    /// Cells of equal policies are shared by all lists of the tier.
+    fn identity(&self) -> String {
+        format!(
+            "{} {} {:?}",
+            self.direction.as_str(),
+            self.tier.tier,
+            self.tier.end
+        )
+    }
+
+    fn item(&self, number: usize) -> String {
+        (self.tier.policies.get(number)).map_or_else(String::new, ToString::to_string)
+    }
+
+    fn append(&self, mut chain: Chain, items: &[usize]) -> Chain {
+        let bit = self.input.config.pass_mark;
+        for policy in items.iter().filter_map(|number| self.tier.policies.get(*number)) {
+            let body = body_name(policy, self.direction);
+            chain = chain.rule(Rule::new().verdict(Verdict::Jump(body)));
+            let passes =
+                (self.input.program.policies.get(policy)).is_some_and(|body| body.has_pass(self.direction));
+            if passes {
+                chain = chain.rule(
+                    Rule::new()
+                        .then(Match::Masked {
+                            field: Field::Mark,
+                            mask: bit,
+                            op: Op::Eq,
+                            value: bit,
+                        })
+                        .verdict(Verdict::Goto(PASSED.into())),
+                );
+            }
+        }
+        match self.tier.end {
+            TierEnd::Pass => chain,
+            TierEnd::Deny => {
+                let tier = &self.tier.tier;
+                let comment = fit(format!("end of tier {tier}"), COMMENT_MAX);
+                let prefix = fit(format!("D|{}|{tier}", self.direction.as_str()), LOG_PREFIX_MAX);
+                chain.rule(log_rule(prefix)).rule(drop_rule(&comment))
+            }
         }
     }
 }
@@ -160,10 +194,22 @@ pub(super) struct RuleWriter<'a> {
     pub(super) direction: Direction,
 }
 
-impl RuleWriter<'_> {
-    fn chain(&self, name: &str) -> Chain {
-        let mut chain = Chain::new(name);
-        for rule in self.policy.rules(self.direction) {
+impl List for RuleWriter<'_> {
+    fn items(&self) -> Vec<Item<'_>> {
+        self.policy.rules(self.direction).chunks(1).collect()
+    }
+
+    fn identity(&self) -> String {
+        format!("{} {}", self.direction.as_str(), self.policy.key)
+    }
+
+    fn item(&self, number: usize) -> String {
+        number.to_string()
+    }
+
+    fn append(&self, mut chain: Chain, items: &[usize]) -> Chain {
+        let rules = self.policy.rules(self.direction);
+        for rule in items.iter().filter_map(|number| rules.get(*number)) {
             for statements in self.alternatives(rule) {
                 let mut line = Rule {
                     statements,
@@ -177,7 +223,9 @@ impl RuleWriter<'_> {
         }
         chain
     }
+}
 
+impl RuleWriter<'_> {
     /// `Kind namespace/name ingress 3 Deny`: what `nft list` shows beside the counter. Rules count from 1.
     fn comment(&self, rule: &Compiled) -> String {
         let number = rule.index + 1;

@@ -8,7 +8,7 @@ const NAME_BYTES: usize = 10;
 /// `<prefix>-<16 characters of a-z and 2-7>`, the same on every node for the same parts. The hash is a cryptographic
 /// one because users choose what is hashed: a user who could make two selectors share a name could put addresses into
 /// somebody else's set.
-pub(super) fn digest(prefix: &str, parts: &[&str]) -> String {
+pub fn digest(prefix: &str, parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         // With its length in front, no two lists of parts run together into the same bytes.

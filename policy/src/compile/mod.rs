@@ -19,10 +19,10 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{self, EndpointId, LabelSet, Model, PolicyKey, PolicyKind};
 use crate::packet::Direction;
-use digest::digest;
 use rules::compile_rules;
 use sets::{Sets, cover};
 
+pub use digest::digest;
 pub use interpret::{Decider, Verdict, interpret};
 pub use program::{
     Action, Endpoint, Group, GroupId, IpSet, Match, Members, Policy, PolicyId, Program, Rule, SetId, Side,
