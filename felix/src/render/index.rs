@@ -26,9 +26,9 @@ use policy::packet::IpVersion;
 const PORTS_MAX: usize = 64;
 /// A set with more members than this is not looked at member by member.
 const MEMBERS_MAX: usize = 4096;
-/// Peers are looked up only in lists of more rules than this: their maps have to be kept when members come and go,
-/// which a few tens of set lookups on the first packet of a connection are not worth.
-const PEERS_ABOVE: usize = 64;
+/// Peers are looked up only in lists this many times as long as a linear one: their maps have to be kept when members
+/// come and go, which a few tens of set lookups on the first packet of a connection are not worth.
+const PEERS_FACTOR: usize = 4;
 /// Cells of one split together hold at most this many times the items of the list.
 const COPIES_MAX: usize = 4;
 /// How many keys may meet how many items that cannot be indexed, before it is not worth the time to work it out.
@@ -84,7 +84,7 @@ impl Index<'_> {
             return None;
         }
         let ports = (!used.contains(&Key::Ports)).then(|| (Key::Ports, self.by_ports(items)));
-        let peers = (!used.contains(&Key::Peers) && (total > PEERS_ABOVE || self.linear < PEERS_ABOVE / 4))
+        let peers = (!used.contains(&Key::Peers) && total > PEERS_FACTOR * self.linear)
             .then(|| (Key::Peers, self.by_peers(items)));
         (ports.into_iter().chain(peers))
             .filter_map(|(key, split)| Some((key, split?)))

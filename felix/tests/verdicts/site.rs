@@ -75,7 +75,7 @@ pub(crate) struct Spot {
 pub(crate) struct Site {
     engine: Engine,
     rtnl: Rtnl,
-    config: AgentConfig,
+    pub(crate) config: AgentConfig,
     /// By the name of the host's end.
     pub(crate) spots: BTreeMap<String, Spot>,
     routes: BTreeMap<IpNetwork, u32>,
