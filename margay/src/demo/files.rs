@@ -63,11 +63,20 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Writes the files to a new folder that only this user can read.
+    /// Writes the files to a new folder. Processes of other pid namespaces may have the same id as this one.
     pub(super) fn write() -> anyhow::Result<Self> {
         let base = std::env::temp_dir();
-        let path = base.join(format!("margay-demo-{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let mut number = 0_u32;
+        let path = loop {
+            let path = base.join(format!("margay-demo-{}-{number}", std::process::id()));
+            match std::fs::create_dir(&path) {
+                Ok(()) => break path,
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < 1000 => {
+                    number += 1
+                }
+                Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
+            }
+        };
         let folder = Self { path };
         for (name, text) in FILES {
             let file = folder.path.join(name);

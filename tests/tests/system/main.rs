@@ -6,6 +6,8 @@ mod kill;
 mod lab;
 mod repair;
 mod rig;
+mod routers;
+mod spoof;
 mod traffic;
 
 use std::process::ExitCode;
@@ -18,6 +20,8 @@ fn main() -> ExitCode {
             kill::cases(),
             repair::cases(),
             lab::cases(),
+            routers::cases(),
+            spoof::cases(),
         ]
         .concat(),
     )
