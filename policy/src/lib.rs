@@ -14,11 +14,15 @@
 //! eval       who may speak to whom, said slowly and plainly
 //! compile    that world as a small program for a kernel
 //! explain    why a packet passes or not, and what would change that
+//! judge      the program made ready for very many questions
+//! assertions files that say who must reach whom
 //! ```
 
+pub mod assertions;
 pub mod compile;
 pub mod eval;
 pub mod explain;
+pub mod judge;
 pub mod kubernetes;
 pub mod manifest;
 pub mod model;

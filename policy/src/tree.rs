@@ -12,7 +12,7 @@ use crate::path::{Path, Step};
 
 /// Deepest nesting of lists and objects.
 const MAX_DEPTH: usize = 64;
-/// Most values in one document, those that aliases repeat included.
+/// Most values in one document, where nothing else is said.
 const MAX_VALUES: usize = 1_000_000;
 /// The merge key.
 const MERGE: &str = "<<";
@@ -83,6 +83,8 @@ pub struct Options {
     /// Whether `<<` takes over the members of other objects (the merge key of YAML 1.1, which 1.2 has no more). What
     /// the object says itself wins, and of several sources the earlier one. Without it `<<` is an error.
     pub merge_keys: bool,
+    /// Most values in the document, those that aliases repeat included.
+    pub max_values: usize,
 }
 
 impl Default for Options {
@@ -90,6 +92,7 @@ impl Default for Options {
         Self {
             first_line: 1,
             merge_keys: false,
+            max_values: MAX_VALUES,
         }
     }
 }
@@ -284,8 +287,8 @@ impl Builder<'_> {
 
     fn count(&mut self, values: usize, at: Position) -> Result<(), TreeError> {
         self.values += values;
-        if self.values > MAX_VALUES {
-            let message = format!("the document has more than {MAX_VALUES} values");
+        if self.values > self.options.max_values {
+            let message = format!("the document has more than {} values", self.options.max_values);
             return Err(TreeError { at, message });
         }
         Ok(())

@@ -279,7 +279,8 @@ fn end(model: &Model, resolved: &Resolved<'_>, address: IpAddr) -> End {
     }
 }
 
-fn packet(query: &Query, src: IpAddr, dst: IpAddr) -> Result<Packet, QueryError> {
+/// The packet that a question stands for.
+pub(crate) fn packet(query: &Query, src: IpAddr, dst: IpAddr) -> Result<Packet, QueryError> {
     let protocol = query.protocol;
     if protocol.has_ports() || (protocol == Protocol::UDPLITE && query.port.is_some()) {
         let port = query.port.ok_or(QueryError::PortNeeded(protocol))?;
@@ -424,6 +425,17 @@ fn policy_report(model: &Model, key: &PolicyKey, direction: Direction, packet: &
         report.others.push(rule_report);
     }
     report
+}
+
+/// One sentence about a decision at an endpoint, and the same as data.
+pub fn ruling(
+    model: &Model,
+    endpoint: &Endpoint,
+    direction: Direction,
+    decided: &DecidedBy,
+) -> (String, Decider) {
+    let by = decider(model, decided, direction);
+    (show::reason(endpoint, direction, decided, &by), by)
 }
 
 fn decider(model: &Model, decided: &DecidedBy, direction: Direction) -> Decider {

@@ -10,7 +10,7 @@
 //! `List` is as good as its items side by side. Kubernetes' `NetworkPolicy` and `Namespace` are converted.
 
 mod diagnostic;
-mod strict;
+pub(crate) mod strict;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -115,12 +115,7 @@ pub fn parse(source: &str, text: &str) -> Parsed {
 /// As [`parse`], with the namespace for objects that name none.
 pub fn parse_into(source: &str, text: &str, namespace: &str) -> Parsed {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader {
-        source,
-        lines: Lines::new(text),
-        namespace,
-        out: Parsed::default(),
-    };
+    let mut reader = Reader::new(source, text, namespace);
     if text.len() > MAX_TEXT {
         let message = format!("the text has {} bytes, more than {MAX_TEXT}", text.len());
         reader.error(Position { line: 1, column: 1 }, &Path::root(), message, None);
@@ -158,7 +153,7 @@ impl<'a> Lines<'a> {
 
 /// Splits a text at its document markers. A line that begins with `---` or `...` ends a document whatever stands
 /// before it (YAML 1.2.2 §9.2), so this needs no parser, and a document that is not YAML cannot swallow the next.
-fn documents(text: &str) -> Vec<(u32, &str)> {
+pub(crate) fn documents(text: &str) -> Vec<(u32, &str)> {
     let mut documents = Vec::new();
     let mut start = (1u32, 0usize);
     let mut at = 0;
@@ -184,14 +179,29 @@ fn documents(text: &str) -> Vec<(u32, &str)> {
     documents
 }
 
-struct Reader<'a> {
+/// Reads documents, or objects that stand within a document of another sort.
+pub(crate) struct Reader<'a> {
     source: &'a str,
     lines: Lines<'a>,
     namespace: &'a str,
     out: Parsed,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    pub(crate) fn new(source: &'a str, text: &'a str, namespace: &'a str) -> Self {
+        Self {
+            source,
+            lines: Lines::new(text),
+            namespace,
+            out: Parsed::default(),
+        }
+    }
+
+    /// What was read.
+    pub(crate) fn finish(self) -> Parsed {
+        self.out
+    }
+
     fn diagnostic(&self, at: Position, path: &Path, message: String, hint: Option<String>) -> Diagnostic {
         Diagnostic {
             file: self.source.to_owned(),
@@ -204,7 +214,13 @@ impl Reader<'_> {
         }
     }
 
-    fn error(&mut self, at: Position, path: &Path, message: impl Into<String>, hint: Option<String>) {
+    pub(crate) fn error(
+        &mut self,
+        at: Position,
+        path: &Path,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) {
         let diagnostic = self.diagnostic(at, path, message.into(), hint);
         self.out.errors.push(diagnostic);
     }
@@ -236,7 +252,7 @@ impl Reader<'_> {
     }
 
     /// One object, or a list of them. `failed`: it is known to be wrong already, and only looked at for more.
-    fn object(&mut self, root: &Node, failed: bool) {
+    pub(crate) fn object(&mut self, root: &Node, failed: bool) {
         if !matches!(root.data, Data::Object(_)) {
             let message = format!(
                 "expected an object with apiVersion and kind, found {}",
@@ -319,18 +335,24 @@ impl Reader<'_> {
 
     /// Checks `root` beside the shape of its kind; whether everything fits.
     fn fits(&mut self, root: &Node, shape: &'static ObjectShape) -> bool {
+        self.misfits(root, Shape::Object(shape)).is_empty()
+    }
+
+    /// Checks `root` beside a shape, and returns the paths of what does not fit.
+    pub(crate) fn misfits(&mut self, root: &Node, shape: Shape) -> Vec<Path> {
         let mut found = Found::default();
-        strict::check(root, Shape::Object(shape), &Path::root(), &mut found);
-        let fits = found.misfits.is_empty();
+        strict::check(root, shape, &Path::root(), &mut found);
+        let mut paths = Vec::new();
         for misfit in found.misfits {
             self.error(misfit.at, &misfit.path, misfit.message, misfit.hint);
+            paths.push(misfit.path);
         }
         for (at, path) in found.not_honoured {
             let message = "the field is kept, and has no effect here".to_owned();
             let warning = self.diagnostic(at, &path, message, None);
             self.out.warnings.push(warning);
         }
-        fits
+        paths
     }
 
     fn ours(&mut self, root: &Node, kind: Kind, failed: bool) {
@@ -372,6 +394,12 @@ impl Reader<'_> {
             };
             self.good(resource, json, root, rule_lines);
         }
+    }
+
+    /// Takes an object that `root` stands for without being one.
+    pub(crate) fn add(&mut self, resource: Resource, root: &Node) {
+        let json = resource.to_json();
+        self.good(resource, json, root, RuleLines::default());
     }
 
     fn good(&mut self, resource: Resource, json: Value, root: &Node, rule_lines: RuleLines) {

@@ -6,16 +6,16 @@ use crate::resource::shape::{ObjectShape, Shape};
 use crate::tree::{Data, Node, Position};
 
 /// Something that does not fit.
-pub(super) struct Misfit {
-    pub(super) at: Position,
-    pub(super) path: Path,
-    pub(super) message: String,
-    pub(super) hint: Option<String>,
+pub(crate) struct Misfit {
+    pub(crate) at: Position,
+    pub(crate) path: Path,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
 }
 
 /// Collects what in `node` does not fit `shape`. Names of fields that are accepted without having an effect go to
 /// `not_honoured`.
-pub(super) fn check(node: &Node, shape: Shape, path: &Path, found: &mut Found) {
+pub(crate) fn check(node: &Node, shape: Shape, path: &Path, found: &mut Found) {
     match (shape, &node.data) {
         // Nothing is the same as leaving the field out, as everywhere in this API.
         (_, Data::Null) | (Shape::Any, _) | (Shape::Bool, Data::Bool(..)) => {}
@@ -182,9 +182,9 @@ fn expected(shape: Shape) -> String {
 
 /// What a check found.
 #[derive(Default)]
-pub(super) struct Found {
-    pub(super) misfits: Vec<Misfit>,
-    pub(super) not_honoured: Vec<(Position, Path)>,
+pub(crate) struct Found {
+    pub(crate) misfits: Vec<Misfit>,
+    pub(crate) not_honoured: Vec<(Position, Path)>,
 }
 
 impl Found {

@@ -209,14 +209,14 @@ pub(crate) fn plain_number<S: serde::Serializer>(
 macro_rules! api_object {
     (
         $(#[$meta:meta])*
-        pub struct $name:ident {
+        $vis:vis struct $name:ident {
             $( $(#[$field_meta:meta])* $json:literal $field:ident: $ty:ty, )*
             $( ..$not_honoured:path )?
         }
     ) => {
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-        pub struct $name {
+        $vis struct $name {
             $(
                 $(#[$field_meta])*
                 #[serde(rename = $json, skip_serializing_if = "crate::resource::shape::Described::is_absent")]
