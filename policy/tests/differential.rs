@@ -8,6 +8,7 @@ use std::cell::Cell;
 use policy::compile::{Members, Program, compile, interpret};
 use policy::eval::{DecidedBy, Step, evaluate};
 use policy::explain::{Query, explain};
+use policy::judge::Judge;
 use policy::model::{Action, EndpointId, Model};
 use policy::packet::{Direction, Packet};
 use policy::resource::Resource;
@@ -54,6 +55,7 @@ fn evaluator_and_program_agree() {
         let (model, problems) = Model::from_resources(&resources);
         let program = compile(&model, &everybody(&model));
         whole(&program)?;
+        let judge = Judge::of_program(program.clone());
 
         let (reversed, same_problems) = Model::from_resources(resources.iter().rev());
         if unique(&objects) {
@@ -71,6 +73,15 @@ fn evaluator_and_program_agree() {
                     let decision =
                         agreed(&model, &program, id, direction, packet).map_err(TestCaseError::fail)?;
                     logs_agree(&model, &program, id, direction, packet)?;
+                    let verdict = judge.verdict(id, direction, packet);
+                    prop_assert_eq!(
+                        (verdict.allowed, &judge.decided_by(verdict.by)),
+                        (decision.allowed, &decision.decided_by),
+                        "the judge: {} at {}, {}",
+                        direction,
+                        id,
+                        packet
+                    );
                     asked.set(asked.get() + 1);
                     allowed.set(allowed.get() + usize::from(decision.allowed));
                     by_rule.set(

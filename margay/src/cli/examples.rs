@@ -60,6 +60,19 @@ Examples:
 
 The answer comes from the policies in the datastore, which the rules in the kernel are made of; no packet is sent.";
 
+pub(super) const POLICY_TEST: &str = "\
+Examples:
+  margay policy test tests.yaml
+  margay policy test tests.yaml -o json
+  margay policy test --live tests.yaml
+
+A file holds namespaces, endpoints and manifests (objects, or paths relative to the file), and the tests:
+  tests:
+    - {from: shop/front, to: shop/web, protocol: TCP, port: 80, expect: allow}
+    - {from: 203.0.113.7, to: shop/db, protocol: TCP, port: 5432, expect: deny}
+
+Without --live nothing is read from the datastore and no daemon is needed.";
+
 pub(super) const SELECTOR: &str = r#"Examples:
   margay selector 'role == "web" && has(env)' role=web env=prod
   margay selector 'role in {"web", "app"}' role=db -o json"#;

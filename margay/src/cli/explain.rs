@@ -5,12 +5,10 @@ use std::process::ExitCode;
 use clap::Args;
 use datastore::Client;
 use policy::explain::{Query, explain};
-use policy::model::Model;
 use policy::packet::{Icmp, IpVersion, Protocol};
-use policy::resource::{Kind, Resource};
 
-use super::Global;
 use super::output::{OutputArgs, emit, emit_structured};
+use super::{Global, world};
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
@@ -50,44 +48,9 @@ fn icmp(text: &str) -> Result<Icmp, String> {
     }
 }
 
-/// Kinds that have a say in a verdict.
-const KINDS: [Kind; 11] = [
-    Kind::WorkloadEndpoint,
-    Kind::HostEndpoint,
-    Kind::NetworkPolicy,
-    Kind::GlobalNetworkPolicy,
-    Kind::StagedNetworkPolicy,
-    Kind::StagedGlobalNetworkPolicy,
-    Kind::StagedKubernetesNetworkPolicy,
-    Kind::Tier,
-    Kind::Profile,
-    Kind::NetworkSet,
-    Kind::GlobalNetworkSet,
-];
-
-/// The model as the datastore has it now, and what is wrong in it.
-async fn model(client: &Client) -> anyhow::Result<(Model, Vec<String>)> {
-    let mut resources: Vec<Resource> = Vec::new();
-    let mut problems = Vec::new();
-    for kind in KINDS {
-        let listed = client.list(kind, None).await?;
-        for (key, reason) in listed.damaged {
-            // What the nodes do about it: a policy that cannot be read denies what it governs.
-            let stored = client.store().get(&key).await?;
-            let json = stored.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-            resources.extend(json.as_ref().and_then(Resource::deny_in_place_of));
-            problems.push(format!("{key}: {reason}"));
-        }
-        resources.extend(listed.items.into_iter().map(|record| record.typed));
-    }
-    let (model, found) = Model::from_resources(&resources);
-    problems.extend(found.iter().map(ToString::to_string));
-    Ok((model, problems))
-}
-
 pub(super) async fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let client = Client::new(global.store().await?);
-    let (model, problems) = model(&client).await?;
+    let (model, problems) = world::model(&client).await?;
     for problem in problems {
         eprintln!("warning: {problem}");
     }

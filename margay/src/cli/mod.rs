@@ -11,9 +11,11 @@ mod explain;
 mod ipam;
 mod node;
 pub mod output;
+mod policies;
 mod resources;
 mod selector;
 mod workload;
+mod world;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -101,6 +103,9 @@ enum Verb {
     /// Why a packet passes or not: tier, policy, rule, source line
     #[command(after_help = examples::EXPLAIN)]
     Explain(explain::ExplainArgs),
+    /// Policy as a whole: assertions for CI
+    #[command(subcommand)]
+    Policy(policies::PolicyVerb),
     /// Try a selector: is it valid, its canonical form, does it match these labels
     #[command(after_help = examples::SELECTOR)]
     Selector(selector::SelectorArgs),
@@ -193,6 +198,7 @@ async fn dispatch(global: &Global, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Patch(args) => resources::patch(global, &args).await,
         Verb::Label(args) => resources::label(global, &args).await,
         Verb::Explain(args) => explain::run(global, &args).await,
+        Verb::Policy(verb) => policies::run(global, verb).await,
         Verb::Node(verb) => node::run(global, verb).await,
         Verb::Bgp(verb) => bgp::run(global, verb).await,
         Verb::Ipam(verb) => ipam::run(global, verb).await,

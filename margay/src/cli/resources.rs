@@ -215,16 +215,10 @@ fn read(files: &[PathBuf], recursive: bool, namespace: &str) -> anyhow::Result<(
 }
 
 /// The texts behind the words after `-f`, with the names they have in messages.
-fn texts(files: &[PathBuf], recursive: bool) -> anyhow::Result<Vec<(String, String)>> {
+pub(super) fn texts(files: &[PathBuf], recursive: bool) -> anyhow::Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for file in files {
-        if file.as_os_str() == "-" {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .context("cannot read standard input")?;
-            found.push((STDIN.to_owned(), text));
-        } else if file.is_dir() {
+        if file.is_dir() {
             let mut inside = Vec::new();
             documents(file, recursive, &mut inside)?;
             anyhow::ensure!(
@@ -236,10 +230,22 @@ fn texts(files: &[PathBuf], recursive: bool) -> anyhow::Result<Vec<(String, Stri
                 found.push(one(&path)?);
             }
         } else {
-            found.push(one(file)?);
+            found.push(text(file)?);
         }
     }
     Ok(found)
+}
+
+/// The text of a file, or of standard input, with the name it has in messages.
+pub(super) fn text(file: &Path) -> anyhow::Result<(String, String)> {
+    if file.as_os_str() != "-" {
+        return one(file);
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("cannot read standard input")?;
+    Ok((STDIN.to_owned(), text))
 }
 
 fn one(path: &Path) -> anyhow::Result<(String, String)> {

@@ -1,0 +1,119 @@
+//! `margay policy`: what its users see.
+
+mod common;
+
+use common::World;
+use serde_json::{Value, json};
+
+const POLICY: &str = "\
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  selector: app == 'web'
+  ingress:
+    - action: Allow
+      protocol: TCP
+      source: {selector: app == 'front'}
+      destination: {ports: [80]}
+";
+
+const TESTS: &str = "\
+endpoints:
+  - {name: front, namespace: shop, labels: {app: front}, addresses: [10.0.0.1]}
+  - {name: web, namespace: shop, labels: {app: web}, addresses: [10.0.0.2]}
+manifests: [policy.yaml]
+tests:
+  - {from: shop/front, to: shop/web, protocol: TCP, port: 80, expect: allow}
+  - {from: 192.0.2.1, to: shop/web, protocol: TCP, port: 80, expect: deny}
+";
+
+#[test]
+fn assertions_that_hold_are_one_line() {
+    let world = World::new();
+    world.file("policy.yaml", POLICY);
+    world.file("tests.yaml", TESTS);
+    world
+        .run(&["policy", "test", "tests.yaml"])
+        .is(0, "tests.yaml: 2 of 2 hold\n", "");
+    let said = world.ok(&["policy", "test", "tests.yaml", "-o", "json"]);
+    assert_eq!(
+        serde_json::from_str::<Value>(&said).expect("JSON"),
+        json!({"passed": true, "files": [{"file": "tests.yaml", "total": 2, "passed": 2, "failures": [], "errors": []}]})
+    );
+}
+
+#[test]
+fn what_fails_is_a_table_with_the_deciding_rule_and_status_1() {
+    let world = World::new();
+    world.file("policy.yaml", POLICY);
+    let more = "  - {name: by hand, from: shop/web, to: shop/front, port: 22, expect: deny}\n\
+                \x20 - {from: shop/front, to: shop/web, port: 443, expect: allow, ingress: allow}\n";
+    world.file("tests.yaml", &format!("{TESTS}{more}"));
+    world.run(&["policy", "test", "tests.yaml"]).is(
+        1,
+        "\
+TEST                  FROM        TO          PACKET          EXPECTED              IS                  DECIDED BY
+tests.yaml:8 by hand  shop/web    shop/front  TCP 22 (IPv4)   deny                  allow               ingress rule 1 (Allow) of Profile kns.shop
+tests.yaml:9          shop/front  shop/web    TCP 443 (IPv4)  allow, ingress allow  deny, ingress deny  policies of tier default select the endpoint for ingress, no rule of them matches, and the tier ends with Deny
+tests.yaml: 2 of 4 hold, 2 FAILED
+",
+        "",
+    );
+}
+
+#[test]
+fn a_file_that_is_wrong_is_refused_with_its_places() {
+    let world = World::new();
+    let text = TESTS.replace(
+        "protocol: TCP, port: 80, expect: allow",
+        "protocl: TCP, port: 80, expect: allow",
+    );
+    world.file("tests.yaml", &text);
+    let said = world.run(&["policy", "test", "tests.yaml"]);
+    said.is(
+        1,
+        "",
+        "\
+tests.yaml:6:38: tests[0].protocl: there is no field \"protocl\" here
+ 6 |   - {from: shop/front, to: shop/web, protocl: TCP, port: 80, expect: allow}
+   |                                      ^
+   hint: did you mean protocol?
+tests.yaml:4:13: manifests: cannot read policy.yaml: No such file or directory (os error 2)
+ 4 | manifests: [policy.yaml]
+   |             ^
+",
+    );
+}
+
+#[test]
+fn live_lays_the_file_over_the_datastore() {
+    let world = World::new();
+    world.file("policy.yaml", POLICY);
+    let endpoint = |name: &str, address: &str| {
+        format!(
+            "---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {{name: host1-margay-{name}-eth0, namespace: shop, labels: {{app: {name}}}}}
+spec: {{node: host1, orchestrator: margay, workload: {name}, endpoint: eth0, interfaceName: cali{name}, ipNetworks: [{address}/32]}}
+"
+        )
+    };
+    let endpoints = endpoint("front", "10.0.0.1") + &endpoint("web", "10.0.0.2");
+    world.file("endpoints.yaml", &endpoints);
+    world.ok(&["apply", "-f", "endpoints.yaml"]);
+    let tests = "tests: [{from: shop/front, to: shop/web, port: 80, ingress: allow}]\n";
+    let denied = world.feed(&["policy", "test", "--live", "-"], tests);
+    assert_eq!(denied.status, 1, "{denied:#?}");
+    assert!(
+        denied.out.contains("no policy decides about ingress"),
+        "{denied:#?}"
+    );
+    world
+        .feed(
+            &["policy", "test", "--live", "-"],
+            &format!("manifests: [policy.yaml]\n{tests}"),
+        )
+        .is(0, "<stdin>: 1 of 1 hold\n", "");
+}
