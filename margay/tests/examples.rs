@@ -1,80 +1,12 @@
-//! What the examples and pages of this repository say has to be so: manifests are valid, `*.test.yaml` gets the answers
-//! that it expects, `margay …` lines are understood, and links lead somewhere.
+//! What the examples and pages of this repository say has to be so: manifests are valid, the assertions of
+//! `*.test.yaml` hold, `margay …` lines are understood, and links lead somewhere.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnetwork::IpNetwork;
-use policy::explain::{Query, explain};
+use policy::assertions::Suite;
 use policy::manifest;
-use policy::model::Model;
-use policy::packet::{IpVersion, Protocol};
-use policy::resource::{Object, ObjectMeta, Resource, WorkloadEndpointName, WorkloadEndpointSpec};
-use serde::Deserialize;
-
-/// A file of expectations: who may reach whom after these manifests are applied and these workloads exist.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Expectations {
-    /// Manifests, beside the file.
-    apply: Vec<PathBuf>,
-    /// The workloads; each gets an address of each family.
-    workloads: BTreeMap<String, Workload>,
-    /// Questions whose answer is yes.
-    allowed: Vec<Question>,
-    /// Questions whose answer is no.
-    denied: Vec<Question>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Workload {
-    node: String,
-    labels: BTreeMap<String, String>,
-}
-
-/// A packet: from and to a workload or an address. `protocol` is TCP when absent, and may be `ping`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Question {
-    from: String,
-    to: String,
-    #[serde(default)]
-    protocol: Option<String>,
-    #[serde(default)]
-    port: Option<u16>,
-}
-
-impl Question {
-    /// One query for each family that both ends have.
-    fn queries(&self) -> Vec<Query> {
-        let fixed = [&self.from, &self.to]
-            .into_iter()
-            .find_map(|end| end.parse::<IpAddr>().ok())
-            .map(IpVersion::of);
-        let versions = fixed.map_or_else(|| vec![IpVersion::V4, IpVersion::V6], |one| vec![one]);
-        let query = |version| {
-            let protocol = match (self.protocol.as_deref(), version) {
-                (None, _) => "TCP",
-                (Some("ping"), IpVersion::V4) => "ICMP",
-                (Some("ping"), IpVersion::V6) => "ICMPv6",
-                (Some(name), _) => name,
-            };
-            Query {
-                from: self.from.clone(),
-                to: self.to.clone(),
-                protocol: protocol.parse::<Protocol>().expect("a protocol"),
-                port: self.port,
-                src_port: None,
-                icmp: None,
-                ip_version: Some(version),
-            }
-        };
-        versions.into_iter().map(query).collect()
-    }
-}
+use policy::resource::Resource;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -120,34 +52,6 @@ fn manifests(path: &Path) -> Vec<Resource> {
     parsed.manifests.into_iter().map(|one| one.resource).collect()
 }
 
-fn workload(name: &str, number: u8, workload: &Workload) -> Resource {
-    let full = WorkloadEndpointName {
-        node: workload.node.clone(),
-        orchestrator: "margay".into(),
-        workload: name.to_owned(),
-        endpoint: "eth0".into(),
-    };
-    let mut metadata = ObjectMeta::namespaced("default", full.to_string());
-    metadata.labels = workload.labels.clone();
-    let addresses: [IpNetwork; 2] = [
-        format!("198.51.100.{number}/32").parse().expect("an address"),
-        format!("2001:db8:5::{number:x}/128").parse().expect("an address"),
-    ];
-    Resource::from(Object::new(
-        metadata,
-        WorkloadEndpointSpec {
-            orchestrator: Some("margay".into()),
-            workload: Some(name.to_owned()),
-            node: Some(workload.node.clone()),
-            endpoint: Some("eth0".into()),
-            ip_networks: Some(addresses.to_vec()),
-            profiles: Some(vec!["kns.default".into()]),
-            interface_name: Some(format!("cali{number:011x}")),
-            ..WorkloadEndpointSpec::default()
-        },
-    ))
-}
-
 #[test]
 fn every_manifest_of_the_examples_is_valid() {
     let mut count = 0;
@@ -160,37 +64,26 @@ fn every_manifest_of_the_examples_is_valid() {
     assert!(count >= 6, "only {count} manifests found");
 }
 
+/// Every file of assertions, as `margay policy test` runs it.
 #[test]
 fn the_examples_allow_and_deny_what_they_say() {
     let mut asked = 0;
     for path in files(&root().join("examples"), ".test.yaml") {
-        let expected: Expectations = serde_saphyr::from_str(&read(&path))
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let (mut suite, mut errors) = Suite::parse(&path.display().to_string(), &read(&path));
         let folder = path.parent().expect("a folder");
-        let mut resources: Vec<Resource> = expected
-            .apply
-            .iter()
-            .flat_map(|file| manifests(&folder.join(file)))
-            .collect();
-        resources.extend(
-            (1..)
-                .zip(&expected.workloads)
-                .map(|(n, (name, one))| workload(name, n, one)),
-        );
-        let (model, problems) = Model::from_resources(&resources);
-        assert_eq!(problems, Vec::new(), "{}", path.display());
-        for (questions, answer) in [(&expected.allowed, true), (&expected.denied, false)] {
-            for question in questions {
-                for query in question.queries() {
-                    let explanation = explain(&model, &query)
-                        .unwrap_or_else(|error| panic!("{}: {question:?}: {error}", path.display()));
-                    assert_eq!(explanation.allowed, answer, "{}\n{explanation}", path.display());
-                    asked += 1;
-                }
-            }
+        for file in suite.files().to_vec() {
+            let file = folder.join(&file.path);
+            let parsed = manifest::parse(&file.display().to_string(), &read(&file));
+            errors.extend(suite.add_manifests(parsed));
         }
+        assert_eq!(errors, Vec::new(), "{}", path.display());
+        let (model, problems) = suite.model(Vec::new());
+        assert_eq!(problems, Vec::new(), "{}", path.display());
+        let report = suite.run(&model);
+        assert!(report.holds(), "{}: {report:#?}", path.display());
+        asked += report.total;
     }
-    assert!(asked >= 40, "only {asked} questions found");
+    assert!(asked >= 30, "only {asked} assertions found");
 }
 
 /// The pages that people read.

@@ -278,7 +278,7 @@ fn documents(directory: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> any
     Ok(())
 }
 
-/// What stands beside manifests and is none: a lab's topology, `NAME.clab.yml`, and expectations, `NAME.test.yaml`.
+/// What stands beside manifests and is none: a lab's topology, `NAME.clab.yml`, and assertions, `NAME.test.yaml`.
 fn is_companion(path: &Path) -> bool {
     path.file_stem()
         .and_then(|stem| Path::new(stem).extension())

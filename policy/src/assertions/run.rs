@@ -89,7 +89,7 @@ pub(super) fn run(suite: &Suite, model: &Model) -> Report {
         ends.find(&test.to);
         let error = |at: Place, field: &str, message: String| {
             let path = Path::root().key("tests").index(test.index).key(field);
-            suite.diagnostic(at, path.to_string(), message, None)
+            Box::new(suite.diagnostic(at, path.to_string(), message, None))
         };
         let (from, to) = match (
             ends.found.get(test.from.as_str()),
@@ -97,11 +97,11 @@ pub(super) fn run(suite: &Suite, model: &Model) -> Report {
         ) {
             (Some(Ok(from)), Some(Ok(to))) => (from, to),
             (Some(Err(message)), _) => {
-                report.errors.push(error(test.from_at, "from", message.clone()));
+                report.errors.push(*error(test.from_at, "from", message.clone()));
                 continue;
             }
             (_, Some(Err(message))) => {
-                report.errors.push(error(test.to_at, "to", message.clone()));
+                report.errors.push(*error(test.to_at, "to", message.clone()));
                 continue;
             }
             // Both were searched just now.
@@ -110,7 +110,7 @@ pub(super) fn run(suite: &Suite, model: &Model) -> Report {
         match hold(model, &judge, test, from, to, &error) {
             Ok(None) => report.passed += 1,
             Ok(Some(failure)) => report.failures.push(failure),
-            Err(diagnostic) => report.errors.push(diagnostic),
+            Err(diagnostic) => report.errors.push(*diagnostic),
         }
     }
     report
@@ -123,8 +123,8 @@ fn hold(
     test: &Test,
     from: &End<'_>,
     to: &End<'_>,
-    error: &dyn Fn(Place, &str, String) -> Diagnostic,
-) -> Result<Option<Failure>, Diagnostic> {
+    error: &dyn Fn(Place, &str, String) -> Box<Diagnostic>,
+) -> Result<Option<Failure>, Box<Diagnostic>> {
     let checked =
         |end: &End<'_>, expected: Option<Expect>, at, field, text: &str| match (end.endpoint, expected) {
             (None, Some(_)) => {
