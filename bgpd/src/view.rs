@@ -268,6 +268,10 @@ pub enum RouteViewKind {
     Best,
     /// What a peer is given (needs `peer`).
     Advertised,
+    /// What a peer is not given although it is used, and why (needs `peer`).
+    Withheld,
+    /// Refused by import, and why.
+    Rejected,
 }
 
 /// One path.
@@ -318,4 +322,6 @@ pub enum RouteStatus {
     Refused,
     /// Given to the peer asked about.
     Advertised,
+    /// Used, and not given to the peer asked about.
+    Withheld,
 }

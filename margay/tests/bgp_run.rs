@@ -168,6 +168,23 @@ impl Speaker {
             .then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
+    /// What a verb that does something says.
+    fn tell(&self, words: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_margay"))
+            .arg("bgp")
+            .args(words)
+            .arg("--socket")
+            .arg(&self.socket)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn neighbor(&self) -> Option<Value> {
         let found = self.ask(&["neighbors"])?;
         let neighbor = found.get(0)?;
@@ -258,6 +275,38 @@ next-hop-v6 = "fd09::1"
     let learned = a.ask(&["routes"]).unwrap();
     assert_eq!(learned[0]["communities"][0], "65000:7");
 
+    // What an operator does: why it does not go back, the routes again, out of service and back.
+    let withheld = a.ask(&["routes", "withheld", "--peer", "rack-10.9.0.2"]).unwrap();
+    assert_eq!(withheld[0]["reason"], "it is this peer's own");
+    assert_eq!(
+        a.tell(&["clear", "10.9.0.2", "--soft", "in"]),
+        "cleared rack-10.9.0.2\n"
+    );
+    assert!(b.tell(&["drain"]).contains("1 peer told"));
+    let drained = |a: &Speaker| {
+        let route = a.ask(&["routes", "198.51.100.0/24"]).unwrap()[0].clone();
+        route["communities"].to_string().contains("graceful-shutdown") && route["local_pref"] == 0
+    };
+    until("the drained route is the last resort", || drained(&a));
+    assert!(b.tell(&["drain", "--undo"]).contains("in service"));
+    until("and is not any more", || !drained(&a));
+    let seen = std::fs::File::create(folder.path().join("seen")).unwrap();
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_margay"))
+        .args(["bgp", "watch", "--json", "--socket"])
+        .arg(&a.socket)
+        .stdout(seen)
+        .spawn()
+        .unwrap();
+    // It looks on from when it has asked; clearing makes changes until it has.
+    until("the onlooker looks on", || {
+        a.tell(&["clear", "--all"]);
+        until("the session is back", || a.neighbor().is_some());
+        !std::fs::read_to_string(folder.path().join("seen"))
+            .unwrap()
+            .is_empty()
+    });
+    let resets = b.neighbor().unwrap()["established_count"].clone();
+
     // A file that cannot be used changes nothing; one that can is the difference, and the session does not notice.
     std::fs::write(&b.file, format!("{B}nonsense = 1\n")).unwrap();
     b.signal(nix::sys::signal::Signal::SIGHUP);
@@ -272,7 +321,13 @@ next-hop-v6 = "fd09::1"
         routes6().contains("2001:db8:9::/48 via fd09::2")
     });
     assert!(routes().contains("198.51.100.0/24"));
-    assert_eq!(b.neighbor().unwrap()["established_count"], 1);
+    assert_eq!(b.neighbor().unwrap()["established_count"], resets);
+    until("an onlooker has seen it", || {
+        let seen = std::fs::read_to_string(folder.path().join("seen")).unwrap();
+        seen.contains(r#"{"event":"route","prefix":"2001:db8:9::/48","next_hops":["fd09::2"]}"#)
+    });
+    watch.kill().unwrap();
+    watch.wait().unwrap();
 
     // Stopped, it leaves the routes; started again, it keeps those that are told again and no others.
     a.stop();

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnetwork::IpNetwork;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::config::{ConfigError, SpeakerConfig};
 use crate::speaker::Clear;
-use crate::view::{Neighbor, OriginAttributes, Route, RouteQuery, Summary};
+use crate::view::{Event, Neighbor, OriginAttributes, Route, RouteQuery, Summary};
 
 /// Why the handle could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -58,11 +58,18 @@ pub(crate) enum Command {
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
+    watched: broadcast::Sender<Event>,
 }
 
 impl Handle {
-    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands }
+    pub(crate) fn new(commands: mpsc::Sender<Command>, watched: broadcast::Sender<Event>) -> Self {
+        Self { commands, watched }
+    }
+
+    /// What the program around the speaker is told from now on, for onlookers. Who reads too slowly is told that he missed something,
+    /// and nobody waits for him. Nothing comes when that program does not listen itself.
+    pub fn watch(&self) -> broadcast::Receiver<Event> {
+        self.watched.subscribe()
     }
 
     async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, HandleError> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
@@ -26,6 +26,8 @@ use crate::wire::{Notification, cease, code};
 const BATCH: usize = 256 * 1024;
 /// Reports taken in one turn.
 const TURN: usize = 256;
+/// Batches of events that an onlooker may be behind.
+const WATCHED: usize = 256;
 /// A session whose task panicked rests this long.
 const AFTER_PANIC: Duration = Duration::from_secs(10);
 /// How long a shutdown waits for sessions to close.
@@ -61,6 +63,7 @@ struct Owner {
     accepted: mpsc::Sender<(TcpStream, SocketAddr)>,
     lives: u64,
     random: RandomState,
+    watched: broadcast::Sender<Event>,
 }
 
 pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Event>), HandleError> {
@@ -85,7 +88,9 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
         accepted,
         lives: 0,
         random,
+        watched: broadcast::Sender::new(WATCHED),
     };
+    let watched = owner.watched.clone();
     owner.listen(&config)?;
     let inboxes = Inboxes {
         commands: command_inbox,
@@ -106,7 +111,7 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
             }
         })
         .map_err(|_| HandleError::Stopped)?;
-    Ok((Handle::new(commands), event_inbox))
+    Ok((Handle::new(commands, watched), event_inbox))
 }
 
 struct Inboxes {
@@ -156,6 +161,10 @@ impl Owner {
                 room = inboxes.events.reserve(), if has_event => {
                     if let Ok(room) = room && let Some(event) = self.speaker.poll_event() {
                         log(&event);
+                        if self.watched.receiver_count() > 0 {
+                            // The last onlooker may just have gone.
+                            let _ = self.watched.send(event.clone());
+                        }
                         room.send(event);
                     }
                 }

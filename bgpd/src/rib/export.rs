@@ -61,6 +61,43 @@ pub struct Source {
     pub router_id: u32,
 }
 
+/// Why a peer is not given a route that we use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withheld {
+    /// It came from that peer.
+    Source,
+    /// RFC 1997.
+    NoAdvertise,
+    /// RFC 1997.
+    NoExport,
+    /// RFC 9494 §4.3.
+    LongLivedStale,
+    /// RFC 9234 §5.
+    OnlyToCustomer,
+    /// RFC 4271 §9.2: learned inside the AS, and we reflect to neither side.
+    NotReflected,
+    /// By that rule of the export filter, or by its default.
+    Filter(Option<usize>),
+    /// We have no next hop that it could use for the family.
+    NextHop,
+}
+
+impl std::fmt::Display for Withheld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Source => "it is this peer's own",
+            Self::NoAdvertise => "community no-advertise",
+            Self::NoExport => "community no-export",
+            Self::LongLivedStale => "long-lived stale, and the peer does not know what that is (RFC 9494)",
+            Self::OnlyToCustomer => "for customers only (OTC, RFC 9234)",
+            Self::NotReflected => "learned inside the AS, and neither side is a route reflector client",
+            Self::Filter(Some(rule)) => return write!(f, "export filter, rule {}", rule + 1),
+            Self::Filter(None) => "export filter, default action",
+            Self::NextHop => "no next hop of ours for this family (next-hop-v4, next-hop-v6)",
+        })
+    }
+}
+
 impl GroupKey {
     /// Whether the group may have the route at all, and by which rule of the filter. None: it may not.
     pub fn admits(
@@ -69,19 +106,32 @@ impl GroupKey {
         attributes: &PathAttributes,
         source: &Source,
     ) -> Option<Option<usize>> {
+        self.verdict(prefix, attributes, source).ok()
+    }
+
+    /// As [`GroupKey::admits`], with the reason when it may not.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn verdict(
+        &self,
+        prefix: Prefix,
+        attributes: &PathAttributes,
+        source: &Source,
+    ) -> Result<Option<usize>, Withheld> {
         // RFC 1997. NO_EXPORT_SUBCONFED is the same as NO_EXPORT without confederations.
         if AttributeView::has_community(attributes, Community::NO_ADVERTISE) {
-            return None;
+            return Err(Withheld::NoAdvertise);
         }
         let stays = [Community::NO_EXPORT, Community::NO_EXPORT_SUBCONFED];
         if self.peer_type == PeerType::Ebgp
             && stays.iter().any(|c| AttributeView::has_community(attributes, *c))
         {
-            return None;
+            return Err(Withheld::NoExport);
         }
         // RFC 9494 §4.3: those who do not know better would use it like any other.
         if !self.long_lived && attributes.communities.contains(&wire::Community::LLGR_STALE) {
-            return None;
+            return Err(Withheld::LongLivedStale);
         }
         // RFC 9234 §5: what is for customers only goes to nobody else.
         let upwards = matches!(
@@ -89,13 +139,13 @@ impl GroupKey {
             Some(Role::Customer | Role::Peer | Role::RouteServerClient)
         );
         if upwards && attributes.only_to_customer.is_some() {
-            return None;
+            return Err(Withheld::OnlyToCustomer);
         }
         // RFC 4271 §9.2, RFC 4456 §6: between two iBGP peers only a reflector carries routes, and one of them is its client.
         let inside = self.peer_type == PeerType::Ibgp;
         let reflects = !source.local && source.peer_type == PeerType::Ibgp && inside;
         if reflects && !source.rr_client && !self.rr_client {
-            return None;
+            return Err(Withheld::NotReflected);
         }
         let view = RouteView {
             prefix: IpNetwork::from(prefix),
@@ -108,8 +158,8 @@ impl GroupKey {
             peer_type: self.peer_type,
         };
         match self.filter.verdict(&view) {
-            Verdict::Accept { rule } => Some(rule),
-            Verdict::Reject { .. } => None,
+            Verdict::Accept { rule } => Ok(rule),
+            Verdict::Reject { rule } => Err(Withheld::Filter(rule)),
         }
     }
 

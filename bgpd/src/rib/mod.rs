@@ -56,6 +56,7 @@ use smallvec::SmallVec;
 
 use attributes::{AttrId, AttributeStore};
 use decision::{Candidate, Decision, decide};
+use export::Withheld;
 use feed::{PathIds, source_of, tell};
 use group::Group;
 use table::{Change, LOCAL, Path, PeerIndex, Table, Used};
@@ -544,6 +545,37 @@ impl Rib {
             }
         }));
         found.sort_by_key(|(nlri, _, _)| *nlri);
+        found
+    }
+
+    /// What a peer is not given although we use it, and why. Nothing for a peer without a session.
+    pub fn withheld_paths(
+        &self,
+        peer: PeerIndex,
+        family: Family,
+        wanted: impl Fn(Prefix) -> bool,
+    ) -> Vec<(Prefix, Path, Arc<PathAttributes>, Withheld)> {
+        let group = self
+            .group_of(peer, family)
+            .and_then(|index| self.groups.get(index)?.as_ref());
+        let Some(group) = group else { return Vec::new() };
+        let mut found = Vec::new();
+        table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
+            let Some(best) = paths.first().filter(|_| wanted(prefix)) else { return };
+            let Some(attributes) = self.store.get(best.attr) else { return };
+            let Some(source) = source_of(*best, &self.peers) else { return };
+            let reason = if best.peer == peer {
+                Some(Withheld::Source)
+            } else {
+                match group.key.verdict(prefix, attributes, &source) {
+                    Err(reason) => Some(reason),
+                    Ok(rule) if group.key.transform(attributes, &source, rule).is_none() => Some(Withheld::NextHop),
+                    Ok(_) => None,
+                }
+            };
+            found.extend(reason.map(|reason| (prefix, *best, Arc::clone(attributes), reason)));
+        }));
+        found.sort_by_key(|(prefix, ..)| *prefix);
         found
     }
 }

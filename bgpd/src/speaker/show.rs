@@ -200,13 +200,32 @@ impl Speaker {
                 }
                 continue;
             }
+            if query.view == RouteViewKind::Withheld {
+                let Some(peer) = peer else { continue };
+                for (prefix, path, attributes, reason) in self.rib.withheld_paths(peer, family, wanted) {
+                    let (path_id, reason) = (path.path_id, Some(reason.to_string()));
+                    let nlri = Nlri { prefix, path_id };
+                    rows.push(self.row(
+                        nlri,
+                        path.peer,
+                        &attributes,
+                        RouteStatus::Withheld,
+                        reason,
+                        path.stale,
+                    ));
+                }
+                continue;
+            }
             for (prefix, paths) in self.rib.paths(family, wanted) {
                 for shown in paths {
                     self.push_path(prefix, &shown, peer, query.view, &mut rows);
                 }
             }
         }
-        if matches!(query.view, RouteViewKind::All | RouteViewKind::Received) {
+        if matches!(
+            query.view,
+            RouteViewKind::All | RouteViewKind::Received | RouteViewKind::Rejected
+        ) {
             for (index, of) in self
                 .peers
                 .iter()
@@ -245,7 +264,8 @@ impl Speaker {
         let wanted = match view {
             RouteViewKind::Best => used,
             RouteViewKind::Received | RouteViewKind::Accepted => shown.path.peer != LOCAL,
-            RouteViewKind::All | RouteViewKind::Advertised => true,
+            RouteViewKind::All | RouteViewKind::Advertised | RouteViewKind::Withheld => true,
+            RouteViewKind::Rejected => false,
         };
         if !wanted || peer.is_some_and(|peer| peer != shown.path.peer) {
             return;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -109,10 +109,58 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Bytes, ClientError> {
+        let (response, driver) = self.ask(method, path, body).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+        driver.abort();
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(refusal(status, &body))
+        }
+    }
+
+    /// `GET path`, whose answer is lines of JSON that go on; `see` gets each, and ends it by saying false.
+    pub async fn follow<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut see: impl FnMut(T) -> bool,
+    ) -> Result<(), ClientError> {
+        let (response, _driver) = self.ask(Method::GET, path, None).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut text = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(broken)?.into_data() else {
+                continue;
+            };
+            text.extend_from_slice(&data);
+            if !status.is_success() {
+                continue;
+            }
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                if !see(decode(&line)?) {
+                    return Ok(());
+                }
+            }
+        }
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(refusal(status, &text))
+        }
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<(Response<Incoming>, tokio::task::JoinHandle<hyper::Result<()>>), ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|reason| self.connect_error(reason))?;
-        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
@@ -125,14 +173,7 @@ impl Client {
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|error| ClientError::Broken(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
-        driver.abort();
-        if status.is_success() {
-            Ok(body)
-        } else {
-            Err(refusal(status, &body))
-        }
+        Ok((response, driver))
     }
 
     fn connect_error(&self, reason: io::Error) -> ClientError {
@@ -143,6 +184,10 @@ impl Client {
             ClientError::NotRunning { socket, reason }
         }
     }
+}
+
+fn broken(error: hyper::Error) -> ClientError {
+    ClientError::Broken(error.to_string())
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> ClientError {

@@ -5,13 +5,19 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
+use bgpd::Event;
 use bgpd::net::Handle;
+use bgpd::speaker::Clear;
 use bgpd::view::{PrefixQuery, RouteQuery, RouteViewKind};
-use serde::Deserialize;
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::node::api::Failure;
 
@@ -27,6 +33,9 @@ pub(crate) fn router<S: HasSpeaker>() -> Router<S> {
         .route("/v1/bgp/summary", get(summary::<S>))
         .route("/v1/bgp/neighbors", get(neighbors::<S>))
         .route("/v1/bgp/routes", get(routes::<S>))
+        .route("/v1/bgp/watch", get(watch::<S>))
+        .route("/v1/bgp/clear", post(clear::<S>))
+        .route("/v1/bgp/drain", post(drain::<S>))
 }
 
 fn speaker<S: HasSpeaker>(source: &S) -> Result<Arc<Handle>, Failure> {
@@ -72,6 +81,8 @@ async fn routes<S: HasSpeaker>(
         "accepted" => RouteViewKind::Accepted,
         "best" => RouteViewKind::Best,
         "advertised" => RouteViewKind::Advertised,
+        "withheld" => RouteViewKind::Withheld,
+        "rejected" => RouteViewKind::Rejected,
         other => return Err(bad(format!("{other:?} is not a view of routes"))),
     };
     let prefix = match query.prefix {
@@ -92,4 +103,147 @@ async fn routes<S: HasSpeaker>(
         limit: 0,
     };
     Ok(Json(speaker.routes(query).await.map_err(stopped)?).into_response())
+}
+
+/// Begins anew with a peer (`POST /v1/bgp/clear`).
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClearRequest {
+    /// Name or address of the peer; all of them when absent.
+    pub(crate) peer: Option<String>,
+    /// How much of it.
+    pub(crate) what: ClearWhat,
+}
+
+/// How much is begun anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ClearWhat {
+    /// The session.
+    Session,
+    /// What the peer told us.
+    In,
+    /// What we told the peer.
+    Out,
+}
+
+async fn clear<S: HasSpeaker>(
+    State(source): State<S>,
+    Json(request): Json<ClearRequest>,
+) -> Result<Response, Failure> {
+    let speaker = speaker(&source)?;
+    let what = match request.what {
+        ClearWhat::Session => Clear::Session,
+        ClearWhat::In => Clear::In,
+        ClearWhat::Out => Clear::Out,
+    };
+    let mut cleared = Vec::new();
+    for peer in speaker.summary().await.map_err(stopped)?.peers {
+        let meant = |wanted: &String| peer.name == *wanted || peer.address.to_string() == *wanted;
+        if request.peer.as_ref().is_none_or(meant)
+            && speaker.clear(&peer.name, what).await.map_err(stopped)?
+        {
+            cleared.push(peer.name);
+        }
+    }
+    match request.peer {
+        Some(peer) if cleared.is_empty() => Err(Failure(
+            StatusCode::NOT_FOUND,
+            format!("no peer is called or has the address {peer}"),
+        )),
+        _ => Ok(Json(cleared).into_response()),
+    }
+}
+
+/// Takes the speaker out of service or back in (`POST /v1/bgp/drain`).
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DrainRequest {
+    /// Out of service.
+    pub(crate) drain: bool,
+}
+
+async fn drain<S: HasSpeaker>(
+    State(source): State<S>,
+    Json(request): Json<DrainRequest>,
+) -> Result<Response, Failure> {
+    let speaker = speaker(&source)?;
+    speaker.drain(request.drain).await.map_err(stopped)?;
+    Ok(Json(speaker.summary().await.map_err(stopped)?).into_response())
+}
+
+/// One line of `GET /v1/bgp/watch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub(crate) enum Change {
+    /// A session changed its state.
+    Peer {
+        /// The peer's name.
+        peer: String,
+        /// Its address.
+        address: IpAddr,
+        /// The new state.
+        state: bgpd::State,
+        /// Why, when it went down.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A destination is reached in another way, or no longer.
+    Route {
+        /// Which.
+        prefix: IpNetwork,
+        /// How; empty: not at all.
+        next_hops: Vec<IpAddr>,
+    },
+    /// Everybody who came up has told everything.
+    InSync,
+    /// The onlooker was too slow for so many batches of changes.
+    Missed {
+        /// How many.
+        batches: u64,
+    },
+}
+
+fn changes(event: Event) -> Vec<Change> {
+    match event {
+        Event::Routes(changes) => changes
+            .into_iter()
+            .map(|change| Change::Route {
+                prefix: change.prefix,
+                next_hops: change.next_hops,
+            })
+            .collect(),
+        Event::PeerState {
+            peer,
+            address,
+            state,
+            reason,
+        } => vec![Change::Peer {
+            peer,
+            address,
+            state,
+            reason,
+        }],
+        Event::InitialSync => vec![Change::InSync],
+    }
+}
+
+/// Lines of JSON for as long as somebody reads them.
+async fn watch<S: HasSpeaker>(State(source): State<S>) -> Result<Response, Failure> {
+    let watched = speaker(&source)?.watch();
+    let lines = futures_util::stream::unfold(watched, |mut watched| async move {
+        let batch = match watched.recv().await {
+            Ok(event) => changes(event),
+            Err(RecvError::Lagged(batches)) => vec![Change::Missed { batches }],
+            Err(RecvError::Closed) => return None,
+        };
+        let mut text = String::new();
+        for change in batch {
+            text.push_str(&serde_json::to_string(&change).unwrap_or_default());
+            text.push('\n');
+        }
+        Some((Ok::<_, std::convert::Infallible>(text), watched))
+    });
+    let header = [(CONTENT_TYPE, "application/x-ndjson")];
+    Ok((header, Body::from_stream(lines)).into_response())
 }

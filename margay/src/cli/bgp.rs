@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 
 use super::output::{Columns, Format, OutputArgs, age, counted, emit, emit_line, emit_structured};
 use super::{Global, examples};
+use crate::bgp::api::{Change, ClearRequest, ClearWhat, DrainRequest};
 use crate::bgp::{file, run as speaker};
 use crate::logging;
 
@@ -22,9 +23,56 @@ pub(super) enum BgpVerb {
     /// Routes, with the reason for each that is not used
     #[command(after_help = examples::BGP_ROUTES)]
     Routes(RoutesArgs),
+    /// Changes as they happen: sessions, and the routes in use
+    Watch(WatchArgs),
+    /// Begin anew with a peer: its session, or only the routes of one direction
+    #[command(after_help = examples::BGP_CLEAR)]
+    Clear(ClearArgs),
+    /// Take this speaker out of service, or back in: what it gives carries GRACEFUL_SHUTDOWN (RFC 8326)
+    #[command(after_help = examples::BGP_DRAIN)]
+    Drain(DrainArgs),
     /// Run a speaker or route reflector in the foreground, without datastore and node daemon
     #[command(after_help = examples::BGP_RUN)]
     Run(RunArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Only sessions, no routes
+    #[arg(long)]
+    peers: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ClearArgs {
+    /// Name or address of the peer
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    peer: Option<String>,
+    /// All peers
+    #[arg(long)]
+    all: bool,
+    /// Without ending the session: ask the peer for its routes again, or give it ours again
+    #[arg(long, value_enum, value_name = "DIRECTION")]
+    soft: Option<Soft>,
+}
+
+/// A direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Soft {
+    /// What the peer told us.
+    In,
+    /// What we told the peer.
+    Out,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DrainArgs {
+    /// Back into service
+    #[arg(long)]
+    undo: bool,
 }
 
 #[derive(Debug, Args)]
@@ -81,9 +129,9 @@ pub(super) struct NeighborsArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct RoutesArgs {
-    /// Which routes
-    #[arg(value_enum, default_value_t)]
-    view: View,
+    /// Which routes: all, received, accepted, rejected, best, or with --peer advertised and withheld; all when left out
+    #[arg(value_name = "VIEW", value_parser = first_word)]
+    first: Option<First>,
     /// Only this prefix and what is inside it; a bare address means the longest match
     prefix: Option<String>,
     /// Only of this peer; for `advertised`, what it is given
@@ -91,6 +139,27 @@ pub(super) struct RoutesArgs {
     peer: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// The view may be left out: then the first word is the prefix.
+#[derive(Debug, Clone)]
+enum First {
+    View(View),
+    Prefix(String),
+}
+
+fn first_word(word: &str) -> Result<First, String> {
+    if let Ok(view) = View::from_str(word, false) {
+        return Ok(First::View(view));
+    }
+    if word.parse::<IpNetwork>().is_ok() || word.parse::<IpAddr>().is_ok() {
+        return Ok(First::Prefix(word.to_owned()));
+    }
+    let views = View::value_variants()
+        .iter()
+        .filter_map(ValueEnum::to_possible_value);
+    let views: Vec<String> = views.map(|view| view.get_name().to_owned()).collect();
+    Err(format!("neither a prefix nor a view ({})", views.join(", ")))
 }
 
 /// Which routes to show.
@@ -107,6 +176,8 @@ pub(super) enum View {
     Best,
     /// What a peer is given (with --peer)
     Advertised,
+    /// What is used and a peer is not given, and why (with --peer)
+    Withheld,
     /// What import refused, and why
     Rejected,
 }
@@ -115,7 +186,9 @@ impl View {
     fn as_str(self) -> &'static str {
         match self {
             Self::All => "all",
-            Self::Received | Self::Rejected => "received",
+            Self::Received => "received",
+            Self::Rejected => "rejected",
+            Self::Withheld => "withheld",
             Self::Accepted => "accepted",
             Self::Best => "best",
             Self::Advertised => "advertised",
@@ -128,10 +201,90 @@ pub(super) async fn run(global: &Global, verb: BgpVerb) -> anyhow::Result<ExitCo
         BgpVerb::Summary(args) => summary(global, &args).await?,
         BgpVerb::Neighbors(args) => neighbors(global, &args).await?,
         BgpVerb::Routes(args) => routes(global, &args).await?,
+        BgpVerb::Watch(args) => watch(global, &args).await?,
+        BgpVerb::Clear(args) => clear(global, args).await?,
+        BgpVerb::Drain(args) => drain(global, &args).await?,
         // Runs on a runtime of its own.
         BgpVerb::Run(_) => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn watch(global: &Global, args: &WatchArgs) -> anyhow::Result<()> {
+    let json = args.json;
+    let see = |change: Change| {
+        if args.peers && matches!(change, Change::Route { .. }) {
+            return true;
+        }
+        if json {
+            emit_line(&serde_json::to_string(&change).unwrap_or_default());
+        } else {
+            let now = jiff::Timestamp::now().strftime("%H:%M:%S%.3fZ");
+            emit_line(&format!("{now} {}", change_line(&change)));
+        }
+        true
+    };
+    global.client().follow("/v1/bgp/watch", see).await?;
+    Ok(())
+}
+
+fn change_line(change: &Change) -> String {
+    match change {
+        Change::Peer {
+            peer,
+            address,
+            state,
+            reason,
+        } => {
+            let why = reason
+                .as_ref()
+                .map_or_else(String::new, |reason| format!(": {reason}"));
+            if peer == &address.to_string() {
+                format!("peer {peer} {state}{why}")
+            } else {
+                format!("peer {peer} ({address}) {state}{why}")
+            }
+        }
+        Change::Route { prefix, next_hops } if next_hops.is_empty() => format!("route {prefix} gone"),
+        Change::Route { prefix, next_hops } => {
+            let hops: Vec<String> = next_hops.iter().map(ToString::to_string).collect();
+            format!("route {prefix} via {}", hops.join(", "))
+        }
+        Change::InSync => "in sync: every peer that came up has told its routes".into(),
+        Change::Missed { batches } => format!("… {batches} batches of changes were too quick to be shown"),
+    }
+}
+
+async fn clear(global: &Global, args: ClearArgs) -> anyhow::Result<()> {
+    let request = ClearRequest {
+        peer: args.peer,
+        what: match args.soft {
+            None => ClearWhat::Session,
+            Some(Soft::In) => ClearWhat::In,
+            Some(Soft::Out) => ClearWhat::Out,
+        },
+    };
+    let cleared: Vec<String> = global.client().post("/v1/bgp/clear", &request).await?;
+    for peer in cleared {
+        emit_line(&format!("cleared {peer}"));
+    }
+    Ok(())
+}
+
+async fn drain(global: &Global, args: &DrainArgs) -> anyhow::Result<()> {
+    let request = DrainRequest { drain: !args.undo };
+    let summary: Summary = global.client().post("/v1/bgp/drain", &request).await?;
+    let up = summary
+        .peers
+        .iter()
+        .filter(|peer| peer.state == State::Established);
+    let told = counted(up.count(), "peer");
+    emit_line(&match (summary.drain, args.undo) {
+        (true, false) => format!("draining: {told} told to prefer other ways (until `--undo`, or a restart)"),
+        (true, true) => "still draining: the configuration says drain = true".to_owned(),
+        (false, _) => format!("in service: {told} told"),
+    });
+    Ok(())
 }
 
 async fn summary(global: &Global, args: &OutputArgs) -> anyhow::Result<()> {
@@ -349,23 +502,31 @@ fn list(words: &[String]) -> String {
 }
 
 async fn routes(global: &Global, args: &RoutesArgs) -> anyhow::Result<()> {
-    if args.view == View::Advertised && args.peer.is_none() {
-        anyhow::bail!("`advertised` needs --peer: what is given depends on whom it is given to");
+    let (view, prefix) = match (&args.first, &args.prefix) {
+        (Some(First::Prefix(first)), Some(second)) => {
+            anyhow::bail!("{first} and {second}: one prefix at a time");
+        }
+        (Some(First::Prefix(prefix)), None) => (View::All, Some(prefix)),
+        (Some(First::View(view)), prefix) => (*view, prefix.as_ref()),
+        (None, prefix) => (View::All, prefix.as_ref()),
+    };
+    if matches!(view, View::Advertised | View::Withheld) && args.peer.is_none() {
+        anyhow::bail!(
+            "`{}` needs --peer: what is given depends on whom it is given to",
+            view.as_str()
+        );
     }
-    let mut path = format!("/v1/bgp/routes?view={}", args.view.as_str());
+    let mut path = format!("/v1/bgp/routes?view={}", view.as_str());
     if let Some(peer) = &args.peer {
         path.push_str(&format!("&peer={}", escape(peer)));
     }
-    if let Some(prefix) = &args.prefix {
+    if let Some(prefix) = prefix {
         if prefix.parse::<IpNetwork>().is_err() && prefix.parse::<IpAddr>().is_err() {
             anyhow::bail!("{prefix:?} is neither a prefix nor an address");
         }
         path.push_str(&format!("&prefix={}", escape(prefix)));
     }
-    let mut found: Vec<Route> = global.client().fetch(&path).await?;
-    if args.view == View::Rejected {
-        found.retain(|route| route.status == RouteStatus::Refused);
-    }
+    let found: Vec<Route> = global.client().fetch(&path).await?;
     if emit_structured(args.output.form, &found)? {
         return Ok(());
     }
@@ -394,6 +555,7 @@ pub(crate) fn routes_table(routes: &[Route], wide: bool) -> String {
             RouteStatus::Lost => "* ",
             RouteStatus::Refused => "! ",
             RouteStatus::Advertised => ">>",
+            RouteStatus::Withheld => "> ",
         };
         let origin = match route.origin.as_str() {
             "IGP" => "i",

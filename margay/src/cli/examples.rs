@@ -104,6 +104,17 @@ Examples:
   margay bgp routes all 10.65.0.7              the routes that cover an address
   margay bgp routes advertised --peer 10.0.1.1";
 
+pub(super) const BGP_CLEAR: &str = "\
+Examples:
+  margay bgp clear 10.0.0.254                  end the session; it comes back by itself
+  margay bgp clear tor-a --soft in             ask for its routes again (after a change nobody told us of)
+  margay bgp clear --all --soft out";
+
+pub(super) const BGP_DRAIN: &str = "\
+Examples:
+  margay bgp drain                             before maintenance: others take their traffic elsewhere
+  margay bgp drain --undo";
+
 pub(super) const BGP_RUN: &str = "\
 Examples:
   margay bgp run --config speaker.toml
