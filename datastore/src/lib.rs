@@ -17,6 +17,7 @@ pub mod conformance;
 pub mod ipam;
 pub mod key;
 pub mod mirror;
+pub mod snapshot;
 pub mod store;
 
 mod random;
@@ -26,6 +27,7 @@ pub use client::{Client, Record};
 pub use ipam::Ipam;
 pub use key::Key;
 pub use mirror::{Mirror, State, Update};
+pub use snapshot::Snapshot;
 pub use store::{
     Batch, Capabilities, Compare, Entry, Error, Event, Expect, Listing, Op, Result, ResyncReason, Revision,
     Status, Store, Value, Watch, WatchItem,

@@ -14,6 +14,8 @@ use serde::Serialize;
 pub struct Status {
     /// The store has been read whole at least once; before that nothing is written to the kernel.
     pub in_sync: bool,
+    /// It goes by a saved copy of the store, and removes nothing.
+    pub provisional: bool,
     /// The BGP side has said that it has learned what there is; before that no learned route is deleted.
     pub learned_in_sync: bool,
     /// The kernel has what was last calculated.

@@ -28,6 +28,10 @@ pub enum StoreEvent {
         /// Key in the store.
         key: String,
     },
+    /// Everything up to here is a saved copy of the store, which cannot be reached. It is put in force as far as that
+    /// takes nothing away: a table that an earlier agent left stays as it is, and no route to a workload is deleted,
+    /// until [`StoreEvent::InSync`].
+    Provisional,
     /// Everything up to here is the whole content of the store at one revision.
     InSync,
 }

@@ -41,6 +41,10 @@ pub(super) struct Owner {
     window: Window,
     /// The store has been read whole.
     in_sync: bool,
+    /// It has not, but a saved copy of it has.
+    provisional: bool,
+    /// Provisional: the table that an earlier agent left stays.
+    keep_table: Option<bool>,
     learned_in_sync: bool,
     /// The world is another one than was calculated from.
     stale: bool,
@@ -89,6 +93,8 @@ impl Owner {
             conntrack,
             quarantine: Quarantine::default(),
             in_sync: false,
+            provisional: false,
+            keep_table: None,
             learned_in_sync: false,
             stale: true,
             unapplied: true,
@@ -138,9 +144,14 @@ impl Owner {
         }
     }
 
-    /// The next time something is due without an event. Before the store is in sync nothing is.
+    /// The kernel may be written.
+    fn is_ready(&self) -> bool {
+        self.in_sync || self.provisional
+    }
+
+    /// The next time something is due without an event. Before the store was read, or a copy of it, nothing is.
     fn deadline(&self) -> Option<Instant> {
-        if !self.in_sync {
+        if !self.is_ready() {
             return None;
         }
         let times = [self.window.due(), self.repair, self.retry, self.audit];
@@ -183,10 +194,24 @@ impl Owner {
                     self.world.put(&key, &value, revision)
                 }
                 StoreEvent::Delete { key } => self.world.delete(&key),
+                StoreEvent::Provisional => {
+                    if !self.is_ready() {
+                        tracing::warn!(
+                            node = self.config.node_name,
+                            "the store is away; going by a saved copy, nothing is removed"
+                        );
+                        self.provisional = true;
+                        self.kernel.routes.hold_local(true);
+                    }
+                    true
+                }
                 StoreEvent::InSync => {
                     if !self.in_sync {
                         tracing::info!(node = self.config.node_name, "store in sync");
                         self.in_sync = true;
+                        self.provisional = false;
+                        self.keep_table = None;
+                        self.kernel.routes.hold_local(false);
                         self.audit = now.checked_add(self.config.audit_interval);
                     }
                     true
@@ -260,7 +285,7 @@ impl Owner {
 
     /// Does what is due.
     async fn work(&mut self) {
-        if !self.in_sync {
+        if !self.is_ready() {
             return;
         }
         let now = Instant::now();
@@ -393,6 +418,16 @@ impl Owner {
 
     /// Step 3: the table, without what the kernel refuses of it.
     async fn apply_table(&mut self) -> Result<(), ApplyError> {
+        if self.provisional && self.keep_table.is_none() {
+            self.keep_table = Some(self.kernel.writer.exists().await?);
+        }
+        if self.keep_table == Some(true) {
+            // What the agent before knew was newer than any copy.
+            if let Some(desired) = &self.desired {
+                self.applied = desired.endpoints.clone();
+            }
+            return Ok(());
+        }
         for _ in 0..BLAMES {
             let Some(desired) = &self.desired else {
                 return Ok(());
@@ -517,8 +552,12 @@ impl Owner {
         let failures = self.kernel.routes.failures();
         let status = Status {
             in_sync: self.in_sync,
+            provisional: self.provisional,
             learned_in_sync: self.learned_in_sync,
-            applied: self.in_sync && !self.stale && !self.unapplied && !self.kernel.routes.is_dirty(),
+            applied: self.is_ready()
+                && !self.stale
+                && (!self.unapplied || self.keep_table == Some(true))
+                && !self.kernel.routes.is_dirty(),
             revision: self.revision.1,
             endpoints: endpoints.collect(),
             problems: self.problems(),

@@ -143,6 +143,15 @@ impl Engine {
         table.is_some_and(|table| table.is_owned_by(self.socket.port))
     }
 
+    /// Whether the kernel has the table, left there by whomever. Takes over one whose owner is gone.
+    ///
+    /// # Errors
+    /// As [`Engine::adopt`].
+    pub fn exists(&mut self) -> Result<bool, ApplyError> {
+        self.adopt()?;
+        Ok(self.actual.as_ref().is_some_and(|actual| actual.table.is_some()))
+    }
+
     /// The generation of the whole ruleset in this network namespace.
     ///
     /// # Errors

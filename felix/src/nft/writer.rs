@@ -63,6 +63,7 @@ enum Request {
         oneshot::Sender<Result<Vec<RuleCounter>, ApplyError>>,
     ),
     Generation(oneshot::Sender<Result<u32, ApplyError>>),
+    Exists(oneshot::Sender<Result<bool, ApplyError>>),
     Teardown(oneshot::Sender<Result<(), ApplyError>>),
 }
 
@@ -137,6 +138,14 @@ impl Writer {
     /// The kernel could not be asked.
     pub async fn generation(&self) -> Result<u32, ApplyError> {
         self.ask(Request::Generation).await
+    }
+
+    /// Whether the kernel has the table, left there by whomever.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub async fn exists(&self) -> Result<bool, ApplyError> {
+        self.ask(Request::Exists).await
     }
 
     /// Removes the table, and stops looking after it until the next apply.
@@ -226,6 +235,9 @@ impl Worker {
             }
             Request::Generation(reply) => {
                 let _ = reply.send(self.engine.generation().map_err(ApplyError::from));
+            }
+            Request::Exists(reply) => {
+                let _ = reply.send(self.engine.exists());
             }
             Request::Teardown(reply) => {
                 self.desired = None;

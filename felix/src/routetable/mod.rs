@@ -166,6 +166,8 @@ pub struct RouteTable {
     failed: BTreeMap<IpNetwork, String>,
     /// Routes with a gateway that nobody wants are kept: the BGP side is still learning.
     hold_learned: bool,
+    /// Routes to workloads and blocks that nobody wants are kept: what is wanted comes from a copy that may be old.
+    hold_local: bool,
 }
 
 impl RouteTable {
@@ -261,6 +263,14 @@ impl RouteTable {
         }
     }
 
+    /// While this holds, no route to a workload or block is deleted. When it ends, everything is compared again.
+    pub fn hold_local(&mut self, hold: bool) {
+        if self.hold_local && !hold {
+            self.dirty.extend(self.actual.keys().map(|key| key.prefix));
+        }
+        self.hold_local = hold;
+    }
+
     /// Something changed on which the routes that failed, or lead to this interface, may depend.
     pub fn interface_changed(&mut self, name: &str) {
         self.retry();
@@ -321,7 +331,10 @@ impl RouteTable {
             .flat_map(|prefix| self.actual_of(*prefix))
             .filter(|(key, path)| {
                 let wanted = **key == Key::ours(key.prefix) && self.wanted.contains_key(&key.prefix);
-                let held = self.hold_learned && path.has_gateway();
+                let held = match path.has_gateway() {
+                    true => self.hold_learned,
+                    false => self.hold_local,
+                };
                 !(wanted || held)
             })
             .map(|(key, _)| *key)

@@ -102,6 +102,9 @@ pub struct NodeStatus {
     pub datastore: String,
     /// Whether what it knows is what the store holds.
     pub datastore_in_sync: bool,
+    /// When the saved copy was made that the node goes by, because the store could not be reached since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datastore_copy: Option<String>,
     /// State of the kernel's half.
     pub dataplane: DataplaneStatus,
     /// State of the speaker; absent where BGP is off.

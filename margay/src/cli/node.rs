@@ -49,6 +49,9 @@ pub(super) struct RunArgs {
     /// Where TCP-MD5 keys are, as DIR/<secret>/<key>
     #[arg(long, value_name = "DIR", default_value = "/etc/margay/secrets")]
     secrets_dir: PathBuf,
+    /// What this node keeps for itself: the copy of a cluster's datastore from which it starts when that is away
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/margay")]
+    state_dir: PathBuf,
     /// Serve Prometheus metrics and health on this TCP address as well as on the socket
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
@@ -116,6 +119,7 @@ pub(super) fn run_daemon(global: &Global, args: &RunArgs) -> anyhow::Result<Exit
         datastore: global.address(),
         socket: global.socket.clone(),
         secrets_dir: args.secrets_dir.clone(),
+        state_dir: args.state_dir.clone(),
         metrics_listen: args.metrics_listen,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -168,11 +172,14 @@ async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<ExitCode> 
             format!(
                 "{} ({})",
                 status.datastore,
-                yes(
-                    status.datastore_in_sync,
-                    "in sync",
-                    "not in sync: the kernel keeps what it has"
-                )
+                match &status.datastore_copy {
+                    Some(taken) => format!("away: going by the copy of {taken}, nothing is removed"),
+                    None => yes(
+                        status.datastore_in_sync,
+                        "in sync",
+                        "not in sync: the kernel keeps what it has"
+                    ),
+                }
             ),
         ),
         (

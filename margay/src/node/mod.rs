@@ -18,11 +18,12 @@
 pub(crate) mod api;
 pub mod autodetect;
 mod cluster;
+mod copy;
 mod metrics;
 mod peering;
 mod workloads;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,11 +45,19 @@ use tokio::sync::{mpsc, watch};
 
 use crate::api::{BgpStatus, DataplaneStatus, NodeStatus};
 use cluster::Cluster;
+use copy::Keeper;
 
 /// Batches of store events that may wait for the agent.
 const EVENT_QUEUE: usize = 64;
+<<<<<<< HEAD
 /// How long BGP waits for the agent's first complete state.
 const SETTLE: Duration = Duration::from_secs(10);
+=======
+/// How long the store may take to be read before a saved copy of it is used.
+const COPY_AFTER: Duration = Duration::from_secs(3);
+/// The copy's name in the folder that is this node's own.
+const COPY_FILE: &str = "datastore-copy";
+>>>>>>> d9bdc9c (node: a copy of the cluster's store to start from; a test with two hosts, one etcd and none)
 /// How long the store may take to be opened before the daemon gives up and lets its supervisor try again.
 const OPEN_ATTEMPTS: u32 = 10;
 
@@ -69,6 +78,8 @@ pub struct Options {
     pub datastore: String,
     /// Where to listen for the command line.
     pub socket: PathBuf,
+    /// What this node keeps for itself.
+    pub state_dir: PathBuf,
     /// Where TCP-MD5 keys are.
     pub secrets_dir: PathBuf,
     /// Where to serve metrics and health over TCP.
@@ -90,6 +101,8 @@ pub(crate) struct Daemon {
     speaker: ArcSwapOption<bgpd::net::Handle>,
     known: Mutex<BTreeMap<EndpointId, Object<WorkloadEndpointSpec>>>,
     bgp_problems: Mutex<Vec<String>>,
+    /// When the copy was taken that is in force because the store is away.
+    copy_in_use: Mutex<Option<String>>,
 
     /// Held during an attach or detach.
     attaching: tokio::sync::Mutex<()>,
@@ -152,6 +165,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         speaker: ArcSwapOption::empty(),
         known: Mutex::default(),
         bgp_problems: Mutex::default(),
+        copy_in_use: Mutex::default(),
         attaching: tokio::sync::Mutex::new(()),
         options,
     });
@@ -291,14 +305,35 @@ impl Daemon {
         // a peer that loses us again drops what we had not repeated yet (RFC 4724 §4.2), so the time between session
         // and announcement has to be short.
         let mut settled = false;
+<<<<<<< HEAD
         let mut speaks = false;
         let patience = tokio::time::sleep(SETTLE);
         tokio::pin!(patience);
+=======
+        let mut keeper = Keeper::new(self.options.state_dir.join(COPY_FILE), &self.options.datastore);
+        // Keys of the copy in force; what of them the store no longer has is told as deleted when that is known.
+        let mut copied: Option<BTreeSet<Arc<str>>> = None;
+        let patience = tokio::time::sleep(COPY_AFTER);
+        tokio::pin!(patience);
+        let mut waiting = keeper.is_some();
+>>>>>>> d9bdc9c (node: a copy of the cluster's store to start from; a test with two hosts, one etcd and none)
         loop {
             tokio::select! {
-                update = mirror.next() => {
-                    let matters = self.take(&update, &mut cluster);
+                mut update = mirror.next() => {
                     let first_sync = !synced && update.state == State::InSync;
+                    if first_sync {
+                        waiting = false;
+                        let now = mirror.snapshot();
+                        let gone = copied.take().unwrap_or_default().into_iter().filter(|key| !now.contains_key(key));
+                        update.changes.extend(gone.map(|key| (key, None)));
+                        self.copy_in_use.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    }
+                    if let Some(keeper) = &mut keeper
+                        && (first_sync || synced && !update.changes.is_empty())
+                    {
+                        keeper.changed(self.has_own_endpoint(&update));
+                    }
+                    let matters = self.take(&update, &mut cluster);
                     let mut batch = store_events(&update);
                     if first_sync {
                         synced = true;
@@ -307,11 +342,43 @@ impl Daemon {
                     if !batch.is_empty() && events.send(batch).await.is_err() {
                         anyhow::bail!("the agent has stopped");
                     }
+<<<<<<< HEAD
                     if speaks && matters {
+=======
+                    if (synced || copied.is_some()) && (matters || first_sync) {
+>>>>>>> d9bdc9c (node: a copy of the cluster's store to start from; a test with two hosts, one etcd and none)
                         self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
                         if settled {
                             self.originate(&cluster, &mut advertise).await;
                         }
+                    }
+                }
+                () = &mut patience, if waiting => {
+                    waiting = false;
+                    let Some(copy) = keeper.as_ref().and_then(Keeper::load) else { continue };
+                    tracing::warn!(taken = copy.taken, objects = copy.objects.len(), "the datastore is away; starting from the saved copy");
+                    // What the store has said already is newer.
+                    let known = mirror.snapshot();
+                    let old = copy.objects.into_iter().filter(|(key, _)| !known.contains_key(key));
+                    let update = Update {
+                        state: State::WaitForStore,
+                        revision: copy.revision,
+                        changes: old.map(|(key, entry)| (key, Some(entry))).collect(),
+                    };
+                    copied = Some(update.changes.keys().cloned().collect());
+                    *self.copy_in_use.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy.taken);
+                    self.take(&update, &mut cluster);
+                    let mut batch = store_events(&update);
+                    batch.push(StoreEvent::Provisional);
+                    if events.send(batch).await.is_err() {
+                        anyhow::bail!("the agent has stopped");
+                    }
+                    self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
+                }
+                () = due(&mut keeper), if synced => {
+                    let (objects, revision) = (mirror.snapshot(), mirror.status().borrow().revision);
+                    if let Some(keeper) = &mut keeper {
+                        keeper.write(objects, revision);
                     }
                 }
                 event = next_event(&mut speaker_events) => match event {
@@ -331,9 +398,14 @@ impl Daemon {
                 changed = agent.changed(), if !settled => {
                     changed.context("the agent has stopped")?;
                     let status = self.agent.status();
+<<<<<<< HEAD
                     if status.in_sync && status.applied {
                         (settled, speaks) = (true, true);
                         self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
+=======
+                    if (status.in_sync || status.provisional) && status.applied {
+                        settled = true;
+>>>>>>> d9bdc9c (node: a copy of the cluster's store to start from; a test with two hosts, one etcd and none)
                         self.originate(&cluster, &mut advertise).await;
                     }
                 }
@@ -344,6 +416,24 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// True if a change is of an endpoint of this node, as it is or was.
+    fn has_own_endpoint(&self, update: &Update) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        update.changes.iter().any(|(key, entry)| match Key::parse(key) {
+            Some(Key::Resource {
+                kind: Kind::WorkloadEndpoint,
+                namespace,
+                name,
+            }) => {
+                let id = EndpointId::new(namespace.as_deref().unwrap_or("default"), &name);
+                // The name begins with the node's, its dashes doubled.
+                known.contains_key(&id)
+                    || entry.is_some() && name.starts_with(&self.options.name.replace('-', "--"))
+            }
+            _ => false,
+        })
     }
 
     /// Takes changes of the store into the daemon's own views. True if the speaker's configuration may be another now.
@@ -459,11 +549,7 @@ impl Daemon {
     }
 
     /// Tells the speaker what this node has.
-    async fn originate(
-        &self,
-        cluster: &Cluster,
-        advertise: &mut watch::Receiver<std::collections::BTreeSet<IpNetwork>>,
-    ) {
+    async fn originate(&self, cluster: &Cluster, advertise: &mut watch::Receiver<BTreeSet<IpNetwork>>) {
         let prefixes = advertise.borrow_and_update().clone();
         let Some(speaker) = self.speaker.load_full() else {
             return;
@@ -564,8 +650,13 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs(),
             datastore: self.options.datastore.clone(),
             datastore_in_sync: mirror.state == State::InSync,
+            datastore_copy: self
+                .copy_in_use
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             dataplane: DataplaneStatus {
-                in_sync: agent.in_sync && agent.applied,
+                in_sync: (agent.in_sync || agent.provisional) && agent.applied,
                 endpoints: agent.endpoints.len(),
                 endpoints_ready: agent.endpoints.values().filter(|endpoint| endpoint.ready).count(),
                 applies: agent.counters.applies,
@@ -603,6 +694,13 @@ impl Daemon {
 impl crate::bgp::api::HasSpeaker for Arc<Daemon> {
     fn speaker(&self) -> Option<Arc<bgpd::net::Handle>> {
         Daemon::speaker(self)
+    }
+}
+
+async fn due(keeper: &mut Option<Keeper>) {
+    match keeper {
+        Some(keeper) => keeper.due().await,
+        None => std::future::pending().await,
     }
 }
 

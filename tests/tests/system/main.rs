@@ -1,6 +1,7 @@
 //! System tests: what a user, the kernel and the neighbours see. See `margay_tests::harness` for how they run.
 
 mod attach;
+mod cluster;
 mod daemon;
 mod kill;
 mod lab;
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     margay_tests::harness::main(
         [
             attach::cases(),
+            cluster::cases(),
             daemon::cases(),
             kill::cases(),
             repair::cases(),

@@ -1,0 +1,258 @@
+//! Hosts that share an etcd: one policy for both, addresses from one pool, and what happens while the store is away.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use margay::lab::{Lab, Node, Options, Process, Topology};
+use margay_tests::harness::{Case, Matrix, Spot, add_probe, ip_json, until};
+use serde_json::Value;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "etcd_cluster_goes_on_while_its_store_is_away",
+            goes_on_while_its_store_is_away,
+        )
+        .needs(&["etcd", "nft"]),
+    ]
+}
+
+const CLUSTER: &str = "
+name: cluster
+topology:
+  defaults:
+    kind: linux
+    env: {MARGAY_DATASTORE: 'etcd://192.0.2.9:2379/?plaintext=allow'}
+    sysctls: {net.ipv4.ip_forward: 1}
+  nodes:
+    switch: {kind: bridge}
+    store: {exec: [ip address add 192.0.2.9/24 dev eth1]}
+    host1: {exec: [ip address add 192.0.2.1/24 dev eth1]}
+    host2: {exec: [ip address add 192.0.2.2/24 dev eth1]}
+  links:
+    - endpoints: ['switch:p1', 'host1:eth1']
+    - endpoints: ['switch:p2', 'host2:eth1']
+    - endpoints: ['switch:p3', 'store:eth1']
+";
+
+const RESOURCES: &str = "
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: shared}
+spec: {cidr: 10.65.0.0/24, blockSize: 28}
+---
+apiVersion: projectcalico.org/v3
+kind: Profile
+metadata: {name: kns.default}
+spec: {ingress: [{action: Allow}], egress: [{action: Allow}]}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: no-visitors}
+spec:
+  selector: name == 'shy'
+  types: [Ingress]
+  ingress: [{action: Allow, source: {selector: name == 'friend'}}]
+";
+
+/// What policy says, whatever happens to the store.
+const ALLOWED: &str = "friend: shy=ok\nstranger: shy=-\n";
+
+struct Cluster {
+    lab: Lab,
+    folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn raise() -> anyhow::Result<Self> {
+        let mut topology = Topology::parse(Path::new("/nowhere/cluster.clab.yml"), CLUSTER, &|_| None)?;
+        add_probe(&mut topology)?;
+        let options = Options {
+            margay: Some(margay_tests::harness::margay()?),
+            ..Options::default()
+        };
+        Ok(Self {
+            lab: Lab::up(&topology, &options)?,
+            folder: tempfile::tempdir()?,
+        })
+    }
+
+    fn node(&self, name: &str) -> anyhow::Result<Node> {
+        Ok(self.lab.node(name)?)
+    }
+
+    fn start_store(&self) -> anyhow::Result<Process> {
+        let arguments = [
+            "--data-dir=/var/lib/cluster",
+            "--listen-client-urls=http://192.0.2.9:2379",
+            "--advertise-client-urls=http://192.0.2.9:2379",
+            "--listen-peer-urls=http://127.0.0.1:2380",
+            "--log-level=error",
+        ];
+        let log = self.folder.path().join("etcd.log");
+        Ok(self
+            .node("store")?
+            .launch("etcd")
+            .args(arguments)
+            .start(Some(&log))?)
+    }
+
+    fn start_daemon(&self, host: &str) -> anyhow::Result<Process> {
+        let log = self.folder.path().join(format!("{host}.log"));
+        let daemon = self
+            .node(host)?
+            .launch("margay")
+            .args(["node", "run"])
+            .start(Some(&log))?;
+        until("the daemon answers", || Ok(self.status(host).ok()))?;
+        Ok(daemon)
+    }
+
+    fn status(&self, host: &str) -> anyhow::Result<Value> {
+        let said = self
+            .node(host)?
+            .run(&["margay", "node", "status", "-o", "json"])?;
+        Ok(serde_json::from_str(&said)?)
+    }
+
+    /// Waits until the status of a daemon is as wanted; tells its log when it never is.
+    fn wait_for(&self, host: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<()> {
+        let waited = until(what, || {
+            Ok(self.status(host).ok().filter(|status| wanted(status)).map(|_| ()))
+        });
+        waited.with_context(|| {
+            let log =
+                std::fs::read_to_string(self.folder.path().join(format!("{host}.log"))).unwrap_or_default();
+            format!("{:?}\n{log}", self.status(host))
+        })
+    }
+
+    fn attach(&self, host: &str, name: &str) -> anyhow::Result<IpAddr> {
+        let node = self.node(host)?;
+        node.add_workload(name)?;
+        let label = format!("name={name}");
+        let words = [
+            "margay", "workload", "attach", name, "--netns", name, "--label", &label, "-o", "json",
+        ];
+        let said: Value = serde_json::from_str(&node.run(&words)?)?;
+        let address = said["addresses"][0].as_str().with_context(|| said.to_string())?;
+        Ok(address.split('/').next().unwrap_or_default().parse()?)
+    }
+}
+
+fn goes_on_while_its_store_is_away() -> anyhow::Result<()> {
+    let cluster = Cluster::raise()?;
+    let (host1, host2) = (cluster.node("host1")?, cluster.node("host2")?);
+    let mut store = cluster.start_store()?;
+    let _first = cluster.start_daemon("host1")?;
+    let mut second = cluster.start_daemon("host2")?;
+    let file = cluster.folder.path().join("resources.yaml");
+    std::fs::write(&file, RESOURCES)?;
+    let text = ["sh", "-c", "printf %s \"$0\" | margay apply -f -", RESOURCES];
+    until("the store takes resources", || Ok(host1.run(&text).ok()))?;
+
+    let friend = cluster.attach("host1", "friend")?;
+    let stranger = cluster.attach("host1", "stranger")?;
+    let shy = cluster.attach("host2", "shy")?;
+    let callers = [
+        Spot::workload(&host1.workload("friend"), vec![friend]),
+        Spot::workload(&host1.workload("stranger"), vec![stranger]),
+    ];
+    let called = [Spot::workload(&host2.workload("shy"), vec![shy])];
+    let _listener = called[0].listen(&[80])?;
+    let check = |when: &str| {
+        let mut last = String::new();
+        let as_wanted = until(&format!("policy is in force: {when}"), || {
+            last = Matrix::probe(&callers, &called, 80)?.to_string();
+            Ok((last == ALLOWED).then_some(()))
+        });
+        as_wanted.with_context(|| last.clone())
+    };
+    check("from the start")?;
+    // Both hosts see one world: Calico's keys, each node its own block of the one pool.
+    let endpoints: Value = serde_json::from_str(&host2.run(&["margay", "get", "wep", "-A", "-o", "json"])?)?;
+    ensure!(
+        endpoints["items"].as_array().map(Vec::len) == Some(3),
+        "{endpoints}"
+    );
+    let blocks = host1.run(&["margay", "ipam", "show", "--show-blocks"])?;
+    ensure!(blocks.matches("10.65.0.").count() >= 2, "{blocks}");
+    until("host2 has a copy with its endpoint", || {
+        let copy = host2
+            .run(&["cat", "/var/lib/margay/datastore-copy"])
+            .unwrap_or_default();
+        Ok(copy.contains("/workloadendpoints/default/host2-").then_some(()))
+    })?;
+
+    // The store dies, then the daemon of host2, and a route is there that no copy knows.
+    store.kill()?;
+    second.kill()?;
+    let device = ip_json(&host2, &["route", "show", &shy.to_string()])?[0]["dev"].clone();
+    let device = device
+        .as_str()
+        .context("the route to a local workload")?
+        .to_owned();
+    let unknown = [
+        "ip",
+        "route",
+        "add",
+        "10.65.0.200/32",
+        "dev",
+        &device,
+        "proto",
+        "109",
+        "metric",
+        "1024",
+    ];
+    host2.run(&unknown)?;
+    second = cluster.start_daemon("host2")?;
+    cluster.wait_for("host2", "it goes by its copy", |status| {
+        status["datastoreCopy"].is_string()
+            && status["dataplane"]["inSync"] == true
+            && status["bgp"]["established"] == 1
+    })?;
+    let said = host2.run(&["margay", "node", "status"])?;
+    ensure!(said.contains("away: going by the copy of"), "{said}");
+    check("the store is away, the daemon is new")?;
+    ensure!(
+        ip_json(&host2, &["route", "show", "10.65.0.200"])?[0].is_object(),
+        "something was removed by a copy"
+    );
+    let refused = host2
+        .command("margay")
+        .args(["workload", "detach", "shy"])
+        .output()?;
+    ensure!(!refused.status.success(), "nothing can be written down");
+
+    // The machine itself starts again: nothing is left in its kernel.
+    second.kill()?;
+    host2.run(&["nft", "delete", "table", "inet", "felix"])?;
+    host2.run(&["ip", "route", "flush", "proto", "109"])?;
+    second = cluster.start_daemon("host2")?;
+    cluster.wait_for("host2", "it programs from its copy", |status| {
+        status["datastoreCopy"].is_string() && status["dataplane"]["inSync"] == true
+    })?;
+    check("the store is away, the kernel was empty")?;
+    host2.run(&unknown)?;
+
+    let _store = cluster.start_store()?;
+    for host in ["host1", "host2"] {
+        cluster.wait_for(host, "it has the store back", |status| {
+            status["datastoreInSync"] == true && status["datastoreCopy"].is_null()
+        })?;
+    }
+    until("what nobody wants is removed", || {
+        let found = ip_json(&host2, &["route", "show", "10.65.0.200"])?;
+        Ok(found.as_array().is_none_or(Vec::is_empty).then_some(()))
+    })?;
+    check("the store is back")?;
+    host2.run(&["margay", "workload", "detach", "shy"])?;
+    let endpoints: Value = serde_json::from_str(&host1.run(&["margay", "get", "wep", "-A", "-o", "json"])?)?;
+    ensure!(
+        endpoints["items"].as_array().map(Vec::len) == Some(2),
+        "{endpoints}"
+    );
+    second.kill()?;
+    Ok(())
+}
