@@ -49,15 +49,12 @@ use copy::Keeper;
 
 /// Batches of store events that may wait for the agent.
 const EVENT_QUEUE: usize = 64;
-<<<<<<< HEAD
 /// How long BGP waits for the agent's first complete state.
 const SETTLE: Duration = Duration::from_secs(10);
-=======
 /// How long the store may take to be read before a saved copy of it is used.
 const COPY_AFTER: Duration = Duration::from_secs(3);
 /// The copy's name in the folder that is this node's own.
 const COPY_FILE: &str = "datastore-copy";
->>>>>>> d9bdc9c (node: a copy of the cluster's store to start from; a test with two hosts, one etcd and none)
 /// How long the store may take to be opened before the daemon gives up and lets its supervisor try again.
 const OPEN_ATTEMPTS: u32 = 10;
 
@@ -305,18 +302,15 @@ impl Daemon {
         // a peer that loses us again drops what we had not repeated yet (RFC 4724 §4.2), so the time between session
         // and announcement has to be short.
         let mut settled = false;
-<<<<<<< HEAD
         let mut speaks = false;
         let patience = tokio::time::sleep(SETTLE);
         tokio::pin!(patience);
-=======
         let mut keeper = Keeper::new(self.options.state_dir.join(COPY_FILE), &self.options.datastore);
         // Keys of the copy in force; what of them the store no longer has is told as deleted when that is known.
         let mut copied: Option<BTreeSet<Arc<str>>> = None;
-        let patience = tokio::time::sleep(COPY_AFTER);
-        tokio::pin!(patience);
+        let store_patience = tokio::time::sleep(COPY_AFTER);
+        tokio::pin!(store_patience);
         let mut waiting = keeper.is_some();
->>>>>>> d9bdc9c (node: a copy of the cluster's store to start from; a test with two hosts, one etcd and none)
         loop {
             tokio::select! {
                 mut update = mirror.next() => {
@@ -342,18 +336,14 @@ impl Daemon {
                     if !batch.is_empty() && events.send(batch).await.is_err() {
                         anyhow::bail!("the agent has stopped");
                     }
-<<<<<<< HEAD
                     if speaks && matters {
-=======
-                    if (synced || copied.is_some()) && (matters || first_sync) {
->>>>>>> d9bdc9c (node: a copy of the cluster's store to start from; a test with two hosts, one etcd and none)
                         self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
                         if settled {
                             self.originate(&cluster, &mut advertise).await;
                         }
                     }
                 }
-                () = &mut patience, if waiting => {
+                () = &mut store_patience, if waiting => {
                     waiting = false;
                     let Some(copy) = keeper.as_ref().and_then(Keeper::load) else { continue };
                     tracing::warn!(taken = copy.taken, objects = copy.objects.len(), "the datastore is away; starting from the saved copy");
@@ -373,7 +363,6 @@ impl Daemon {
                     if events.send(batch).await.is_err() {
                         anyhow::bail!("the agent has stopped");
                     }
-                    self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
                 }
                 () = due(&mut keeper), if synced => {
                     let (objects, revision) = (mirror.snapshot(), mirror.status().borrow().revision);
@@ -398,19 +387,14 @@ impl Daemon {
                 changed = agent.changed(), if !settled => {
                     changed.context("the agent has stopped")?;
                     let status = self.agent.status();
-<<<<<<< HEAD
-                    if status.in_sync && status.applied {
+                    if (status.in_sync || status.provisional) && status.applied {
                         (settled, speaks) = (true, true);
                         self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
-=======
-                    if (status.in_sync || status.provisional) && status.applied {
-                        settled = true;
->>>>>>> d9bdc9c (node: a copy of the cluster's store to start from; a test with two hosts, one etcd and none)
                         self.originate(&cluster, &mut advertise).await;
                     }
                 }
                 // A kernel that refuses us is no reason not to learn routes.
-                () = &mut patience, if synced && !speaks => {
+                () = &mut patience, if (synced || copied.is_some()) && !speaks => {
                     speaks = true;
                     self.steer(&cluster, &mut running, &mut speaker_events, restarting).await;
                 }
