@@ -90,8 +90,24 @@ api_object! {
         "ipv4NormalRoutePriority" ipv4_normal_route_priority: Option<u32>,
         /// Metric of ordinary IPv6 routes.
         "ipv6NormalRoutePriority" ipv6_normal_route_priority: Option<u32>,
+        ..BGP_NOT_HONOURED
     }
 }
+
+/// Fields of Calico's BGPConfiguration that are checked and kept but change nothing here.
+pub const BGP_NOT_HONOURED: &[&str] = &[
+    "ignoredInterfaces",
+    "ipv4NormalRoutePriority",
+    "ipv6NormalRoutePriority",
+    "localWorkloadPeeringIPV4",
+    "localWorkloadPeeringIPV6",
+    "logSeverityScreen",
+    "programClusterRoutes",
+    "serviceClusterIPs",
+    "serviceExternalIPs",
+    "serviceLoadBalancerAggregation",
+    "serviceLoadBalancerIPs",
+];
 
 api_object! {
     /// A range of service addresses.
