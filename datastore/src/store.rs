@@ -170,6 +170,12 @@ pub enum ResyncReason {
     /// The store behind the same address is another one, or was restored to an earlier state.
     #[error("the store was replaced or restored")]
     HistoryChanged,
+    /// The store could not be read for a while, and whether it is still the same one nobody can tell.
+    #[error("the store could not be read: {reason}")]
+    Unreadable {
+        /// Why not.
+        reason: String,
+    },
     /// The reader did not keep up, and its queue was given up.
     #[error("the reader of the watch was too slow")]
     TooSlow,

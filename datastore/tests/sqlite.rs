@@ -8,10 +8,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use datastore::backend::sqlite::{Options, Sqlite};
-use datastore::{Error, Expect, ResyncReason, Revision, Store, WatchItem};
+use datastore::mirror::State;
+use datastore::{Error, Expect, Mirror, ResyncReason, Revision, Store, WatchItem};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rusqlite::Connection;
 
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         trial("a_reader_sees_what_is_written", a_reader_sees_what_is_written),
         trial("a_copy_is_another_store", a_copy_is_another_store),
         trial("a_replaced_file_is_followed", a_replaced_file_is_followed),
+        trial("a_file_made_anew_is_listed_anew", a_file_made_anew_is_listed_anew),
         trial(
             "foreign_newer_and_damaged_files_are_refused",
             foreign_newer_and_damaged_files_are_refused,
@@ -63,7 +66,7 @@ async fn open(path: &Path) -> Sqlite {
     Sqlite::open(path).await.expect("open")
 }
 
-async fn put(store: &Sqlite, key: &str, value: &str) -> Revision {
+async fn put(store: &dyn Store, key: &str, value: &str) -> Revision {
     let current = store.get(key).await.expect("get");
     let expect = current.map_or(Expect::Absent, |e| Expect::ModRevision(e.mod_revision));
     store.put(key, value.into(), expect).await.expect("put")
@@ -294,6 +297,70 @@ fn a_copy_is_another_store(path: PathBuf) {
             &*copied.get("/a").await.expect("get").expect("exists").value,
             b"1"
         );
+    });
+}
+
+/// The file is deleted under its reader, made anew, and then has more revisions than the old one had.
+fn a_file_made_anew_is_listed_anew(path: PathBuf) {
+    runtime().block_on(async {
+        let store: Arc<dyn Store> = Arc::new(open(&path).await);
+        for name in ["/old", "/both"] {
+            put(&*store, name, "old").await;
+        }
+        let mut mirror = Mirror::spawn(store, ["/"]);
+        let settle = async |mirror: &mut Mirror, wanted: &BTreeMap<String, String>| {
+            let same = async {
+                loop {
+                    let snapshot = mirror.snapshot();
+                    let here: BTreeMap<String, String> = snapshot
+                        .iter()
+                        .map(|(key, entry)| {
+                            (
+                                key.to_string(),
+                                String::from_utf8_lossy(&entry.value).into_owned(),
+                            )
+                        })
+                        .collect();
+                    if here == *wanted {
+                        return;
+                    }
+                    let _ = tokio::time::timeout(Duration::from_millis(50), mirror.next()).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, same)
+                .await
+                .expect("the mirror follows");
+        };
+        let text = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        settle(&mut mirror, &text(&[("/old", "old"), ("/both", "old")])).await;
+        for ending in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{ending}", path.display()));
+        }
+        // The mirror notices that the file is gone before there is another one.
+        let lost = async {
+            while mirror.status().borrow().error.is_none() {
+                let _ = tokio::time::timeout(Duration::from_millis(50), mirror.next()).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, lost)
+            .await
+            .expect("the loss is noticed");
+        assert_ne!(
+            mirror.status().borrow().state,
+            State::InSync,
+            "what is gone is not in sync"
+        );
+        let anew = open(&path).await;
+        for n in 0..10 {
+            put(&anew, "/both", &format!("new {n}")).await;
+        }
+        put(&anew, "/new", "new").await;
+        settle(&mut mirror, &text(&[("/both", "new 9"), ("/new", "new")])).await;
     });
 }
 

@@ -105,10 +105,13 @@ impl Thread {
         while self.wait() {
             if let Err(e) = self.pump() {
                 tracing::warn!(error = %e, "store cannot be watched");
+                // A file that is gone may come back as another one: to go on from a revision would mix the two.
+                let reason = e.to_string();
                 for watch in self.watches.drain(..) {
-                    watch.sender.finish(WatchItem::Disconnected {
-                        reason: e.to_string(),
-                    });
+                    let reason = reason.clone();
+                    watch
+                        .sender
+                        .finish(WatchItem::Resync(ResyncReason::Unreadable { reason }));
                 }
             }
             loop {
@@ -215,9 +218,9 @@ impl Thread {
             Ok(None)
         };
         match caught_up() {
-            Err(e) => watch.sender.finish(WatchItem::Disconnected {
+            Err(e) => watch.sender.finish(WatchItem::Resync(ResyncReason::Unreadable {
                 reason: Error::to_string(&e),
-            }),
+            })),
             Ok(Some(reason)) => watch.sender.finish(WatchItem::Resync(reason)),
             Ok(None) => {
                 watch.sender.send(Batch {
