@@ -8,3 +8,4 @@ pub(crate) mod api;
 pub mod file;
 mod kernel;
 pub(crate) mod run;
+pub(crate) mod tor;

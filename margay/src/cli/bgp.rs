@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
 use super::output::{Columns, Format, OutputArgs, age, counted, emit, emit_line, emit_structured};
-use super::{Global, examples};
+use super::{Global, examples, tor_config};
 use crate::bgp::api::{Change, ClearRequest, ClearWhat, DrainRequest};
 use crate::bgp::{file, run as speaker};
 use crate::logging;
@@ -31,6 +31,8 @@ pub(super) enum BgpVerb {
     /// Take this speaker out of service, or back in: what it gives carries GRACEFUL_SHUTDOWN (RFC 8326)
     #[command(after_help = examples::BGP_DRAIN)]
     Drain(DrainArgs),
+    /// The router's side of the sessions that this cluster's nodes have with it, from the datastore
+    TorConfig(tor_config::TorConfigArgs),
     /// Run a speaker or route reflector in the foreground, without datastore and node daemon
     #[command(after_help = examples::BGP_RUN)]
     Run(RunArgs),
@@ -204,6 +206,7 @@ pub(super) async fn run(global: &Global, verb: BgpVerb) -> anyhow::Result<ExitCo
         BgpVerb::Watch(args) => watch(global, &args).await?,
         BgpVerb::Clear(args) => clear(global, args).await?,
         BgpVerb::Drain(args) => drain(global, &args).await?,
+        BgpVerb::TorConfig(args) => tor_config::run(global, &args).await?,
         // Runs on a runtime of its own.
         BgpVerb::Run(_) => {}
     }

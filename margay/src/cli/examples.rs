@@ -115,6 +115,14 @@ Examples:
   margay bgp drain                             before maintenance: others take their traffic elsewhere
   margay bgp drain --undo";
 
+pub(super) const TOR_CONFIG: &str = "\
+Examples:
+  margay bgp tor-config --vendor frr
+  margay bgp tor-config --vendor junos --router 10.0.0.254
+  margay bgp tor-config --vendor bird --node host-a
+
+The word KEY stands where a TCP-MD5 key belongs: keys are not in the datastore.";
+
 pub(super) const BGP_RUN: &str = "\
 Examples:
   margay bgp run --config speaker.toml

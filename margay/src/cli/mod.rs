@@ -14,6 +14,7 @@ pub mod output;
 mod policies;
 mod resources;
 mod selector;
+mod tor_config;
 mod workload;
 mod world;
 

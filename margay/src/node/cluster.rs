@@ -2,6 +2,7 @@
 //! is configured from. A view of the present only; the order in which objects came does not show.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use policy::resource::{
@@ -9,7 +10,8 @@ use policy::resource::{
 };
 use serde_json::Value;
 
-use super::peering::{Plan, World, plan};
+use super::peering::{Plan, World, node_address, plan};
+use crate::bgp::tor::RouterSession;
 
 /// The cluster's BGP objects.
 #[derive(Debug, Default)]
@@ -57,6 +59,45 @@ impl Cluster {
             Kind::IpPool => self.pools.remove(name).is_some(),
             _ => false,
         }
+    }
+
+    /// The sessions that nodes have with what is no node, as each node plans them, and the pools.
+    pub(super) fn router_sessions(&self) -> (Vec<RouterSession>, Vec<IpNetwork>) {
+        let of_nodes: std::collections::BTreeSet<IpAddr> = self
+            .nodes
+            .values()
+            .flat_map(|(_, node)| [node_address(node, false), node_address(node, true)])
+            .flatten()
+            .collect();
+        // Whether there is a key counts here, not which.
+        let secrets = |_: &SecretKeyRef| Some("key".to_owned());
+        let mut sessions = Vec::new();
+        for (name, (_, node)) in &self.nodes {
+            let Some(config) = self.plan(name, &secrets, false).config else {
+                continue;
+            };
+            for peer in config
+                .peers
+                .iter()
+                .filter(|peer| !of_nodes.contains(&peer.address))
+            {
+                let own = peer
+                    .local_address
+                    .or_else(|| node_address(node, peer.address.is_ipv6()));
+                sessions.extend(own.map(|address| RouterSession {
+                    node: name.clone(),
+                    address,
+                    asn: peer.local_asn.unwrap_or(config.asn),
+                    router: peer.address,
+                    router_asn: peer.asn,
+                    password: peer.password.is_some(),
+                    ttl: peer.ttl,
+                }));
+            }
+        }
+        let mut pools: Vec<IpNetwork> = self.pools.values().map(|pool| pool.cidr).collect();
+        pools.sort_unstable();
+        (sessions, pools)
     }
 
     /// Whether the Node object of this name is here.

@@ -191,6 +191,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     ended
 }
 
+/// The sessions that the nodes among these resources have with routers, as each node plans them, and the CIDRs of all pools.
+pub(crate) fn router_sessions(
+    resources: &[Resource],
+) -> (Vec<crate::bgp::tor::RouterSession>, Vec<IpNetwork>) {
+    let mut cluster = Cluster::default();
+    for resource in resources {
+        cluster.put(resource);
+    }
+    cluster.router_sessions()
+}
+
 /// Opens the store, waiting for one that is not there yet.
 async fn open(url: &str) -> anyhow::Result<Arc<dyn Store>> {
     let mut wait = Duration::from_millis(100);

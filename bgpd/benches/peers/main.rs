@@ -1,0 +1,273 @@
+//! Whole BGP speakers side by side, as their neighbours see them: this one and those of the distribution.
+//!
+//! ```text
+//!  namespace of the peers                         namespace of the device under test
+//!  10.99.1.1 … one address a session ──── veth ──── 10.99.0.1  bird | frr | gobgp | openbgpd | margay bgp run
+//! ```
+//!
+//! A clock starts before the first byte of an UPDATE is written and stops with the byte that completes the *exact set* of
+//! prefixes at the last receiver; messages are never counted. CPU seconds and peak memory are those of all processes of the
+//! device, read from /proc. The README beside this file has the commands.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark that cannot go on says so and ends"
+)]
+
+mod device;
+mod peers;
+mod routes;
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use device::{Device, Scenario};
+use peers::Peers;
+use routes::Routes;
+
+const INSIDE: &str = "MARGAY_BENCH_INSIDE";
+/// A device that has not done it by then has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let [scenario, size, device, ..] = words[..] else {
+        eprintln!(
+            "inject-dense|inject-dfz|reflector|kernel SIZE margay|bird|frr|gobgp|openbgpd; see bgpd/benches/peers/README.md"
+        );
+        // `cargo bench --workspace` runs every bench without words; that is no mistake.
+        return ExitCode::SUCCESS;
+    };
+    if std::env::var_os(INSIDE).is_none() {
+        let status = Command::new("unshare")
+            .args(["-n", "-m", "-p", "-f", "--mount-proc", "--kill-child", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(&words)
+            .env(INSIDE, "1")
+            .status()
+            .expect("unshare");
+        return if status.success() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
+    let size: usize = size.replace('_', "").parse().expect("a number");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(tokio::task::LocalSet::new().run_until(async {
+        match scenario {
+            "inject-dense" => inject(device, &Routes::dense(size), "dense").await,
+            "inject-dfz" => inject(device, &Routes::dfz(size), "dfz").await,
+            "reflector" => reflector(device, size).await,
+            "kernel" => kernel(device, &Routes::dense(size)).await,
+            other => panic!("no scenario {other}"),
+        }
+    }));
+    ExitCode::SUCCESS
+}
+
+fn say(device: &str, what: &str, seconds: Option<f64>, more: &str) {
+    match seconds {
+        Some(seconds) => println!("{device:10} {what:34} {seconds:10.4} s  {more}"),
+        None => println!("{device:10} {what:34}     failed    {more}"),
+    }
+}
+
+fn usage(device: &Device, before: f64) -> String {
+    format!(
+        "cpu {:.2} s, peak {:.1} MB, now {:.1} MB",
+        device.cpu() - before,
+        device.memory("VmHWM"),
+        device.memory("VmRSS")
+    )
+}
+
+/// One sender, one receiver, each in an AS of its own.
+async fn inject(name: &str, routes: &Routes, kind: &str) {
+    let device = Device::start(name, Scenario::Inject);
+    let mut peers = Peers::new(routes);
+    peers.connect(0, 65001).await;
+    peers.connect(1, 65002).await;
+    peers.settle().await;
+    let what = |verb: &str| format!("{kind} {} {verb}", routes.len());
+    let (announce, withdraw) = (routes.announce(0, 65001), routes.withdraw());
+
+    let (start, cpu) = (Instant::now(), device.cpu());
+    peers.send(0, announce);
+    let done = peers.until(&[(1, routes.len())], PATIENCE).await;
+    say(
+        name,
+        &what("announce"),
+        done.map(|at| (at - start).as_secs_f64()),
+        &usage(&device, cpu),
+    );
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
+    let (start, cpu) = (Instant::now(), device.cpu());
+    peers.send(0, withdraw);
+    let done = peers.until(&[(1, 0)], PATIENCE).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    say(
+        name,
+        &what("withdraw"),
+        done.map(|at| (at - start).as_secs_f64()),
+        &usage(&device, cpu),
+    );
+}
+
+/// Routes into the FIB of the device's namespace.
+async fn kernel(name: &str, routes: &Routes) {
+    let device = Device::start(name, Scenario::Kernel);
+    let mut peers = Peers::new(routes);
+    peers.connect(0, 65001).await;
+    peers.settle().await;
+    let base = device.fib();
+    for (verb, bytes, wanted) in [
+        ("into the FIB", routes.announce(0, 65001), base + routes.len()),
+        ("out of it", routes.withdraw(), base),
+    ] {
+        let (start, cpu) = (Instant::now(), device.cpu());
+        peers.send(0, bytes);
+        let mut done = None;
+        while done.is_none() && start.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            done = (device.fib() == wanted).then(Instant::now);
+        }
+        let what = format!("kernel {} {verb}", routes.len());
+        say(
+            name,
+            &what,
+            done.map(|at| (at - start).as_secs_f64()),
+            &usage(&device, cpu),
+        );
+    }
+}
+
+/// `clients` clients that announce a hundred routes each and hear those of all others.
+async fn reflector(name: &str, clients: usize) {
+    const EACH: usize = 100;
+    let routes = Routes::dense(clients * EACH);
+    let started = Instant::now();
+    let device = Device::start(name, Scenario::Reflector(clients));
+    let mut peers = Peers::new(&routes);
+    for client in 0..clients {
+        peers.start(client, 65000);
+    }
+    let up = peers.all_up(clients, PATIENCE).await;
+    say(
+        name,
+        &format!("{clients} sessions up after a start"),
+        up.map(|at| (at - started).as_secs_f64()),
+        &usage(&device, 0.0),
+    );
+    peers.settle().await;
+
+    let own = |client: usize| client * EACH..(client + 1) * EACH;
+    let full = (clients - 1) * EACH;
+    let bytes: Vec<_> = (0..clients)
+        .map(|client| routes.announce_some(client, 65000, own(client)))
+        .collect();
+    let (start, cpu) = (Instant::now(), device.cpu());
+    for (client, bytes) in bytes.into_iter().enumerate() {
+        peers.send(client, bytes);
+    }
+    let everybody: Vec<(usize, usize)> = (0..clients).map(|client| (client, full)).collect();
+    let done = peers.until(&everybody, PATIENCE).await;
+    let what = format!("{clients} x {EACH} converge");
+    say(
+        name,
+        &what,
+        done.map(|at| (at - start).as_secs_f64()),
+        &usage(&device, cpu),
+    );
+    if done.is_none() {
+        return;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    // One route goes and comes back, at a moment when nothing else happens.
+    let (mut gone, mut back) = (Vec::new(), Vec::new());
+    let cpu = device.cpu();
+    let rounds = 25.min(clients);
+    for round in 0..rounds {
+        let who = round * clients / rounds;
+        let one = who * EACH..who * EACH + 1;
+        let others: Vec<usize> = (0..clients).filter(|client| *client != who).collect();
+        for (bytes, count, times) in [
+            (routes.withdraw_some(one.clone()), full - 1, &mut gone),
+            (routes.announce_some(who, 65000, one), full, &mut back),
+        ] {
+            let start = Instant::now();
+            peers.send(who, bytes);
+            let wanted: Vec<(usize, usize)> = others.iter().map(|client| (*client, count)).collect();
+            let done = peers.until(&wanted, PATIENCE).await.expect("one route in time");
+            times.push((done - start).as_secs_f64());
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+    }
+    let cpu = (device.cpu() - cpu) / (2 * rounds) as f64;
+    say(
+        name,
+        "one withdrawal to all others, p50",
+        Some(median(&mut gone)),
+        "",
+    );
+    let more = format!("cpu {:.2} ms an event", cpu * 1000.0);
+    say(
+        name,
+        "one announcement to all others, p50",
+        Some(median(&mut back)),
+        &more,
+    );
+
+    // One client is cut off by a reset, and comes back.
+    let mut lost = Vec::new();
+    let mut joined = Vec::new();
+    for _ in 0..3 {
+        let others: Vec<(usize, usize)> = (1..clients).map(|client| (client, full - EACH)).collect();
+        let start = Instant::now();
+        peers.reset(0);
+        let done = peers.until(&others, PATIENCE).await.expect("a reset is noticed");
+        lost.push((done - start).as_secs_f64());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // From the handshake's end: how soon a speaker lets somebody in again is a matter of its timers.
+        peers.start(0, 65000);
+        let Some(start) = peers.all_up(clients, PATIENCE).await else {
+            say(name, "table to a client that comes back", None, "");
+            return;
+        };
+        let done = peers
+            .until(&[(0, full)], PATIENCE)
+            .await
+            .expect("the table in time");
+        joined.push(done.saturating_duration_since(start).as_secs_f64());
+        peers.send(0, routes.announce_some(0, 65000, own(0)));
+        let all: Vec<(usize, usize)> = (0..clients).map(|client| (client, full)).collect();
+        peers.until(&all, PATIENCE).await.expect("everything again");
+    }
+    say(
+        name,
+        "reset of one, withdrawn at all, p50",
+        Some(median(&mut lost)),
+        "",
+    );
+    say(
+        name,
+        "table to one that comes back, p50",
+        Some(median(&mut joined)),
+        "",
+    );
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
