@@ -8,7 +8,9 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::program::{Action, Group, Match, Members, Policy, PolicyId, Program, Rule, SetId, Side, TierEnd};
+use super::program::{
+    Action, Group, Match, Members, Policy, PolicyId, Program, Rule, SetId, Side, TierChain, TierEnd,
+};
 use crate::model::EndpointId;
 use crate::packet::{Direction, Packet};
 
@@ -61,37 +63,49 @@ pub fn interpret(program: &Program, id: &EndpointId, direction: Direction, packe
     }
 }
 
-struct Machine<'a> {
-    program: &'a Program,
-    packet: &'a Packet,
+pub(super) struct Machine<'a> {
+    pub(super) program: &'a Program,
+    pub(super) packet: &'a Packet,
     /// The pass mark of the packet.
-    pass: bool,
-    logged: &'a mut Vec<(PolicyId, usize)>,
+    pub(super) pass: bool,
+    pub(super) logged: &'a mut Vec<(PolicyId, usize)>,
 }
 
 impl Machine<'_> {
     /// `None`: the program is not whole.
     fn group(&mut self, group: &Group) -> Option<(bool, Decider)> {
-        for tier in &group.tiers {
+        let decided = self.undecided(group.direction, &group.tiers, &group.profiles)?;
+        Some(decided.unwrap_or((false, Decider::GroupEnd)))
+    }
+
+    /// Outer `None`: the program is not whole. Inner `None`: nothing decided.
+    #[expect(clippy::option_option, reason = "the two absences are different answers")]
+    pub(super) fn undecided(
+        &mut self,
+        direction: Direction,
+        tiers: &[TierChain],
+        profiles: &[PolicyId],
+    ) -> Option<Option<(bool, Decider)>> {
+        for tier in tiers {
             self.pass = false;
             for id in &tier.policies {
-                if let Some(decided) = self.body(group.direction, id, self.program.policies.get(id)?)? {
-                    return Some(decided);
+                if let Some(decided) = self.body(direction, id, self.program.policies.get(id)?)? {
+                    return Some(Some(decided));
                 }
                 if self.pass {
                     break;
                 }
             }
             if !self.pass && tier.end == TierEnd::Deny {
-                return Some((false, Decider::TierEnd(tier.tier.clone())));
+                return Some(Some((false, Decider::TierEnd(tier.tier.clone()))));
             }
         }
-        for id in &group.profiles {
-            if let Some(decided) = self.body(group.direction, id, self.program.policies.get(id)?)? {
-                return Some(decided);
+        for id in profiles {
+            if let Some(decided) = self.body(direction, id, self.program.policies.get(id)?)? {
+                return Some(Some(decided));
             }
         }
-        Some((false, Decider::GroupEnd))
+        Some(None)
     }
 
     /// Outer `None`: the program is not whole. Inner `None`: the body returned.

@@ -6,6 +6,7 @@
 //! by a digest.
 
 mod digest;
+mod host;
 mod index;
 mod interpret;
 mod program;
@@ -17,12 +18,13 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{self, EndpointId, LabelSet, Model, PolicyKey, PolicyKind};
+use crate::model::{self, EndpointId, Hook, LabelSet, Model, PolicyKey, PolicyKind};
 use crate::packet::Direction;
 use rules::compile_rules;
 use sets::{Sets, cover};
 
 pub use digest::digest;
+pub use host::{HostEndpoint, HostGroup, HostVerdict, Hosts, LocalHosts, interpret_host};
 pub use interpret::{Decider, Verdict, interpret};
 pub use program::{
     Action, Endpoint, Group, GroupId, IpSet, Match, Members, Policy, PolicyId, Program, Rule, SetId, Side,
@@ -32,6 +34,11 @@ pub use program::{
 /// Compiles the policy of the local endpoints. Names in `local` that the model does not have, and endpoints without an
 /// interface, are skipped: what is not in the program is denied.
 pub fn compile(model: &Model, local: &BTreeSet<EndpointId>) -> Program {
+    compile_node(model, local, LocalHosts::default())
+}
+
+/// As [`compile`], with the policy of the node's own interfaces.
+pub fn compile_node(model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHosts) -> Program {
     let mut compiler = Compiler {
         model,
         tiers: ordered_tiers(model),
@@ -44,6 +51,7 @@ pub fn compile(model: &Model, local: &BTreeSet<EndpointId>) -> Program {
             compiler.endpoint(endpoint);
         }
     }
+    compiler.hosts(hosts);
     let Compiler {
         sets, mut program, ..
     } = compiler;
@@ -72,7 +80,7 @@ fn ordered_tiers(model: &Model) -> Vec<OrderedTier<'_>> {
     for policy in model
         .policies
         .values()
-        .filter(|policy| !policy.key.kind.is_staged() && !policy.host_only)
+        .filter(|policy| !policy.key.kind.is_staged())
     {
         by_name.entry(&policy.tier).or_default().push(policy);
     }
@@ -129,17 +137,7 @@ impl<'m> Compiler<'m> {
         for OrderedTier { tier, policies } in &self.tiers {
             let mut applied: [Vec<PolicyId>; 2] = Default::default();
             for policy in policies.iter().filter(|policy| policy.selects(endpoint)) {
-                let id = policy_id(&policy.key);
-                if !self.program.policies.contains_key(&id) {
-                    let body = Policy {
-                        key: policy.key.clone(),
-                        ingress: compile_rules(policy.ingress.as_deref().unwrap_or_default(), &mut self.sets),
-                        egress: compile_rules(policy.egress.as_deref().unwrap_or_default(), &mut self.sets),
-                        missing: false,
-                        origin: policy.origin.clone(),
-                    };
-                    self.program.policies.insert(id.clone(), body);
-                }
+                let id = body(policy, &mut self.sets, &mut self.program);
                 for (list, direction) in applied.iter_mut().zip(Direction::BOTH) {
                     if policy.rules(direction).is_some() {
                         list.push(id.clone());
@@ -162,6 +160,7 @@ impl<'m> Compiler<'m> {
             let body = match self.model.profiles.get(name) {
                 Some(profile) => Policy {
                     key,
+                    hook: Hook::Tracked,
                     ingress: compile_rules(&profile.ingress, &mut self.sets),
                     egress: compile_rules(&profile.egress, &mut self.sets),
                     missing: false,
@@ -177,6 +176,7 @@ impl<'m> Compiler<'m> {
                     };
                     Policy {
                         key,
+                        hook: Hook::Tracked,
                         ingress: vec![deny.clone()],
                         egress: vec![deny],
                         missing: true,
@@ -207,8 +207,32 @@ impl<'m> Compiler<'m> {
     }
 }
 
+/// The body of a policy, compiled if it is met for the first time.
+fn body(policy: &model::Policy, sets: &mut Sets<'_>, program: &mut Program) -> PolicyId {
+    let id = policy_id(&policy.key);
+    program.policies.entry(id.clone()).or_insert_with(|| Policy {
+        key: policy.key.clone(),
+        hook: policy.hook,
+        ingress: compile_rules(policy.ingress.as_deref().unwrap_or_default(), sets),
+        egress: compile_rules(policy.egress.as_deref().unwrap_or_default(), sets),
+        missing: false,
+        origin: policy.origin.clone(),
+    });
+    id
+}
+
 fn tier_chain(direction: Direction, tier: &model::Tier, policies: Vec<PolicyId>) -> TierChain {
-    let end = match tier.end {
+    tier_chain_with(direction, tier, tier.end, policies)
+}
+
+/// The same with another end than the tier's own.
+fn tier_chain_with(
+    direction: Direction,
+    tier: &model::Tier,
+    ends: TierEnd,
+    policies: Vec<PolicyId>,
+) -> TierChain {
+    let end = match ends {
         TierEnd::Deny => "deny",
         TierEnd::Pass => "pass",
     };
@@ -222,7 +246,7 @@ fn tier_chain(direction: Direction, tier: &model::Tier, policies: Vec<PolicyId>)
         id: TierChainId(digest(prefix, &content)),
         tier: tier.name.clone(),
         policies,
-        end: tier.end,
+        end: ends,
     }
 }
 

@@ -28,7 +28,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use crate::model::{EndpointId, Origin, PolicyKey};
+use super::host::Hosts;
+use crate::model::{EndpointId, Hook, Origin, PolicyKey};
 use crate::packet::{Direction, IpVersion, Protocol};
 
 macro_rules! id {
@@ -66,7 +67,8 @@ id!(
     TierChainId
 );
 id!(
-    /// Names a group: `gi-…` for ingress, `ge-…` for egress.
+    /// Names a group: `gi-…` for ingress, `ge-…` for egress; of host endpoints `hu…`, `hp…`, `hf…` and `hn…` by the
+    /// stage.
     GroupId
 );
 
@@ -82,6 +84,8 @@ pub struct Program {
     pub groups: BTreeMap<GroupId, Group>,
     /// The local workload endpoints. A packet of an interface that is not here is nobody's, and denied.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// The node's own interfaces.
+    pub hosts: Hosts,
 }
 
 /// A set of addresses, networks or named ports of one family.
@@ -113,6 +117,8 @@ pub enum Members {
 pub struct Policy {
     /// Kind, namespace and name.
     pub key: PolicyKey,
+    /// Where it has its say, and so what its `Allow` means.
+    pub hook: Hook,
     /// Rules that apply to packets to the endpoint.
     pub ingress: Vec<Rule>,
     /// Rules that apply to packets from the endpoint.

@@ -7,10 +7,11 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
+use super::host::Asked;
 use super::labels::{NAMESPACE_LABEL, NAMESPACE_NAME_LABEL, NAMESPACE_PREFIX, ORCHESTRATOR_LABEL};
 use super::labels::{SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX};
 use super::{
-    Action, Endpoint, EndpointId, HostEndpoint, IcmpMatch, LabelSet, Model, NamedPort, NetworkSet, Order,
+    Action, Endpoint, EndpointId, Hook, HostEndpoint, IcmpMatch, LabelSet, Model, NamedPort, NetworkSet, Order,
     Origin, Peer, PeerSelector, Policy, PolicyKey, PolicyKind, PortMatch, Profile, Rule, Scope,
     ServiceAccounts, SetKey, Tier, TierEnd,
 };
@@ -88,6 +89,10 @@ impl Model {
                     ));
                 }
                 Resource::GlobalNetworkSet(object) => sets.push((&object.metadata, &object.spec.nets, None)),
+                Resource::FelixConfiguration(object) => {
+                    let asked = Asked::of(&object.spec);
+                    (builder.model.failsafes).insert(object.metadata.name.clone(), asked);
+                }
                 _ => {}
             }
         }
@@ -125,7 +130,7 @@ struct PolicySpec<'r> {
     types: Option<&'r [resource::PolicyType]>,
     ingress: Option<&'r [resource::Rule]>,
     egress: Option<&'r [resource::Rule]>,
-    host_only: bool,
+    hook: Hook,
     apply_on_forward: bool,
 }
 
@@ -241,7 +246,7 @@ impl Builder {
             types: spec.types.as_deref(),
             ingress: spec.ingress.as_deref(),
             egress: spec.egress.as_deref(),
-            host_only: false,
+            hook: Hook::Tracked,
             apply_on_forward: false,
         };
         self.policy(metadata, &spec);
@@ -259,7 +264,7 @@ impl Builder {
             types: spec.types.as_deref(),
             ingress: spec.ingress.as_deref(),
             egress: spec.egress.as_deref(),
-            host_only: false,
+            hook: Hook::Tracked,
             apply_on_forward: false,
         };
         self.policy(metadata, &spec);
@@ -277,7 +282,7 @@ impl Builder {
             types: spec.types.as_deref(),
             ingress: spec.ingress.as_deref(),
             egress: spec.egress.as_deref(),
-            host_only: spec.do_not_track == Some(true) || spec.pre_dnat == Some(true),
+            hook: hook(spec.do_not_track, spec.pre_dnat),
             apply_on_forward: spec.apply_on_forward == Some(true),
         };
         self.policy(metadata, &spec);
@@ -295,7 +300,7 @@ impl Builder {
             types: spec.types.as_deref(),
             ingress: spec.ingress.as_deref(),
             egress: spec.egress.as_deref(),
-            host_only: spec.do_not_track == Some(true) || spec.pre_dnat == Some(true),
+            hook: hook(spec.do_not_track, spec.pre_dnat),
             apply_on_forward: spec.apply_on_forward == Some(true),
         };
         self.policy(metadata, &spec);
@@ -337,7 +342,7 @@ impl Builder {
             selector,
             ingress,
             egress,
-            host_only: spec.host_only,
+            hook: spec.hook,
             apply_on_forward: spec.apply_on_forward,
             origin: origin(metadata),
         };
@@ -521,6 +526,15 @@ impl Builder {
         self.model
             .sets
             .insert(key.clone(), NetworkSet { key, nets, labels });
+    }
+}
+
+/// Of the two that exclude each other the one that comes first is obeyed.
+fn hook(do_not_track: Option<bool>, pre_dnat: Option<bool>) -> Hook {
+    match (do_not_track, pre_dnat) {
+        (Some(true), _) => Hook::Untracked,
+        (_, Some(true)) => Hook::PreDnat,
+        _ => Hook::Tracked,
     }
 }
 

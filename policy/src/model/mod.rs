@@ -15,6 +15,7 @@
 //!   nothing and is left out. Each is reported as a [`Problem`].
 
 mod build;
+mod host;
 mod key;
 mod labels;
 
@@ -25,6 +26,9 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 pub use build::{DEFAULT_ALLOW_PROFILE, Problem};
+pub use host::{
+    ALL_INTERFACES, Failsafe, FailsafePort, Hook, HostInterfaces, LINK_ICMPV6, Stage, belongs_to_the_link,
+};
 pub use key::{BadEndpointId, EndpointId, Origin, PolicyKey, PolicyKind};
 pub use labels::{
     LabelSet, NAMESPACE_LABEL, NAMESPACE_PREFIX, ORCHESTRATOR_LABEL, PeerSelector, SERVICE_ACCOUNT_LABEL,
@@ -49,6 +53,8 @@ pub struct Model {
     pub policies: BTreeMap<PolicyKey, Policy>,
     /// Profiles by name.
     pub profiles: BTreeMap<String, Profile>,
+    /// What FelixConfigurations say of failsafe ports, by name.
+    failsafes: BTreeMap<String, host::Asked>,
 }
 
 /// A workload's interface.
@@ -74,7 +80,7 @@ pub struct Endpoint {
     pub allowed_spoofed: BTreeSet<IpNetwork>,
 }
 
-/// An interface of a host. Its traffic is not evaluated by this crate yet; its labels and addresses count.
+/// An interface of a host, or all of them: policy for the host's own traffic and for what it forwards.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostEndpoint {
     /// Name.
@@ -190,8 +196,8 @@ pub struct Policy {
     pub ingress: Option<Vec<Rule>>,
     /// Rules for packets from the endpoint; `None`: the policy has nothing to say about them.
     pub egress: Option<Vec<Rule>>,
-    /// `doNotTrack` or `preDNAT`: for host endpoints only.
-    pub host_only: bool,
+    /// Where it has its say: `doNotTrack` and `preDNAT` are for host endpoints only.
+    pub hook: Hook,
     /// `applyOnForward`: on host endpoints, also for packets that the host forwards.
     pub apply_on_forward: bool,
     /// Where it was written.
@@ -219,7 +225,7 @@ impl Policy {
 
     /// Whether it is enforced on this workload endpoint, in the directions for which it has rules.
     pub fn selects(&self, endpoint: &Endpoint) -> bool {
-        !self.host_only && self.selector.matches(&endpoint.labels)
+        self.hook == Hook::Tracked && self.selector.matches(&endpoint.labels)
     }
 }
 

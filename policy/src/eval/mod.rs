@@ -3,15 +3,19 @@
 //! Nothing here is shared with the compiler except the model. Every question walks everything, so that each line can
 //! be held against the documentation of the API. Tests hold the compiler, and the kernel, against this file.
 
+mod host;
+
 use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::model::{
-    Action, Endpoint, EndpointId, IcmpMatch, Model, NamedPort, Peer, PeerSelector, PolicyKey, PortMatch,
+    Action, Endpoint, EndpointId, IcmpMatch, Model, NamedPort, Peer, PeerSelector, Policy, PolicyKey, PortMatch,
     Rule, TierEnd,
 };
 use crate::packet::{Direction, IpVersion, Packet};
+
+pub use host::{HostDecider, HostDecision, Outcome, Passage, PassageDecision, evaluate_host, evaluate_passage};
 
 /// The answer, and how it came about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -103,12 +107,28 @@ fn decide(
     packet: &Packet,
     trace: &mut Vec<Step>,
 ) -> (bool, DecidedBy) {
+    let selects = |policy: &Policy| policy.selects(endpoint);
+    tiers(model, &selects, true, direction, packet, trace)
+        .or_else(|| profiles(model, &endpoint.profiles, direction, packet, trace))
+        .unwrap_or((false, DecidedBy::NoMatch))
+}
+
+/// What the policies that `selects` takes say, tier after tier; `None`: nothing. `ends` says whether the ends of tiers
+/// are obeyed.
+fn tiers(
+    model: &Model,
+    selects: &dyn Fn(&Policy) -> bool,
+    ends: bool,
+    direction: Direction,
+    packet: &Packet,
+    trace: &mut Vec<Step>,
+) -> Option<(bool, DecidedBy)> {
     let mut tiers: Vec<_> = model.tiers.values().collect();
     tiers.sort_by_key(|tier| (tier.order, &tier.name));
     'tiers: for tier in tiers {
         let mut policies: Vec<_> = (model.policies.values())
             .filter(|policy| policy.tier == tier.name && !policy.key.kind.is_staged())
-            .filter(|policy| policy.rules(direction).is_some() && policy.selects(endpoint))
+            .filter(|policy| policy.rules(direction).is_some() && selects(policy))
             .collect();
         policies.sort_by_key(|policy| policy.sort_key());
         trace.push(Step::Tier {
@@ -124,40 +144,48 @@ fn decide(
                 Some((_, Action::Pass)) => continue 'tiers,
                 Some((index, action)) => {
                     let policy = policy.key.clone();
-                    return (action == Action::Allow, DecidedBy::Rule { policy, index });
+                    return Some((action == Action::Allow, DecidedBy::Rule { policy, index }));
                 }
                 None => {}
             }
+        }
+        if !ends {
+            continue;
         }
         trace.push(Step::TierEnd {
             tier: tier.name.clone(),
             end: tier.end,
         });
         if tier.end == TierEnd::Deny {
-            return (
-                false,
-                DecidedBy::TierEnd {
-                    tier: tier.name.clone(),
-                },
-            );
+            let tier = tier.name.clone();
+            return Some((false, DecidedBy::TierEnd { tier }));
         }
     }
-    for name in &endpoint.profiles {
+    None
+}
+
+/// What these profiles say; `None`: nothing.
+fn profiles(
+    model: &Model,
+    names: &[String],
+    direction: Direction,
+    packet: &Packet,
+    trace: &mut Vec<Step>,
+) -> Option<(bool, DecidedBy)> {
+    for name in names {
         let Some(profile) = model.profiles.get(name) else {
-            return (
-                false,
-                DecidedBy::MissingProfile {
-                    profile: name.clone(),
-                },
-            );
+            let profile = name.clone();
+            return Some((false, DecidedBy::MissingProfile { profile }));
         };
         let policy = PolicyKey::profile(name);
         match run(model, &policy, profile.rules(direction), packet, trace) {
             Some((_, Action::Pass)) | None => {}
-            Some((index, action)) => return (action == Action::Allow, DecidedBy::Rule { policy, index }),
+            Some((index, action)) => {
+                return Some((action == Action::Allow, DecidedBy::Rule { policy, index }));
+            }
         }
     }
-    (false, DecidedBy::NoMatch)
+    None
 }
 
 /// The rule that ends this policy for this packet, if any.
