@@ -3,18 +3,22 @@
 mod random;
 mod world;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use policy::compile::{Members, Program, compile, interpret};
-use policy::eval::{DecidedBy, Step, evaluate};
+use policy::compile::{
+    LocalHosts, Members, Program, compile, compile_node, interpret, interpret_host, policy_id,
+};
+use policy::eval::{DecidedBy, HostDecider, Outcome, Step, evaluate, evaluate_host};
 use policy::explain::{Query, explain};
 use policy::judge::Judge;
-use policy::model::{Action, EndpointId, Model};
+use policy::model::{Action, EndpointId, Model, Stage};
 use policy::packet::{Direction, Packet};
 use policy::resource::Resource;
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
-use random::{config, objects, packet};
+use random::{config, objects, objects_about_hosts, packet};
 use serde_json::Value;
 use world::{agreed, everybody};
 
@@ -114,6 +118,101 @@ fn evaluator_and_program_agree() {
     assert!(by_rule.get() * 4 > asked.get() && allowed.get() * 10 > asked.get());
 }
 
+/// What speaks for the interfaces of the node `n`, whose uplink has the addresses of [`random::NODE_ADDRESSES`].
+fn local_hosts(model: &Model) -> LocalHosts {
+    let own = random::NODE_ADDRESSES.map(|text| text.parse::<IpAddr>().unwrap());
+    let addresses = BTreeMap::from([(random::UPLINK.to_owned(), own.into())]);
+    LocalHosts {
+        interfaces: model.host_interfaces("n", &addresses, "cali").0,
+        failsafe: model.failsafe("n"),
+    }
+}
+
+#[test]
+fn evaluator_and_program_agree_about_host_endpoints() {
+    let mut runner = TestRunner::new(config(MODELS));
+    let (asked, by_policy) = (Cell::new(0_usize), Cell::new(0_usize));
+    let outcomes = RefCell::new(BTreeMap::<(Stage, &str), usize>::new());
+    let strategy = (
+        objects_about_hosts(),
+        prop::collection::vec(packet(), PACKETS_PER_MODEL),
+    );
+    let result = runner.run(&strategy, |(objects, packets)| {
+        let resources: Vec<Resource> = objects
+            .iter()
+            .map(|object| Resource::from_json(object).unwrap())
+            .collect();
+        let (model, _) = Model::from_resources(&resources);
+        let hosts = local_hosts(&model);
+        let program = compile_node(&model, &everybody(&model), hosts.clone());
+        whole(&program)?;
+        prop_assert_eq!(&program.endpoints, &compile(&model, &everybody(&model)).endpoints);
+        for name in hosts.interfaces.names() {
+            for (stage, direction) in Stage::ALL
+                .into_iter()
+                .flat_map(|s| Direction::BOTH.map(|d| (s, d)))
+            {
+                for packet in &packets {
+                    let said = evaluate_host(&model, &hosts.failsafe, name, stage, direction, packet);
+                    let done = interpret_host(&program, name, stage, direction, packet);
+                    prop_assert_eq!(
+                        said.outcome,
+                        done.outcome,
+                        "{:?} {} at {}, {}: {:#?} {:#?}",
+                        stage,
+                        direction,
+                        name,
+                        packet,
+                        said,
+                        done
+                    );
+                    let mut logs = Vec::new();
+                    for step in &said.trace {
+                        if let Step::Policy { policy, matched } = step {
+                            let matched = matched.iter().filter(|(_, action)| *action == Action::Log);
+                            logs.extend(matched.map(|(index, _)| (policy_id(policy), *index)));
+                        }
+                    }
+                    prop_assert_eq!(done.logged, logs);
+                    asked.set(asked.get() + 1);
+                    by_policy.set(
+                        by_policy.get() + usize::from(matches!(said.decided_by, HostDecider::Policy(_))),
+                    );
+                    let outcome = match said.outcome {
+                        Outcome::Allow => "allow",
+                        Outcome::Deny => "deny",
+                        Outcome::Continue => "continue",
+                    };
+                    *outcomes.borrow_mut().entry((stage, outcome)).or_default() += 1;
+                }
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    println!(
+        "{} cases, {} by policy: {:?}",
+        asked.get(),
+        by_policy.get(),
+        outcomes.borrow()
+    );
+    assert!(asked.get() >= 100_000, "only {} cases", asked.get());
+    // Every outcome that a stage can have is met often.
+    for stage in Stage::ALL {
+        for outcome in ["allow", "deny", "continue"] {
+            let met = outcomes
+                .borrow()
+                .get(&(stage, outcome))
+                .copied()
+                .unwrap_or_default();
+            let possible = (stage, outcome) != (Stage::Normal, "continue");
+            assert_eq!(met > 100, possible, "{stage:?} {outcome}: {met}");
+        }
+    }
+}
+
 /// Of two objects with the same name either may be kept, so the order shows.
 fn unique(objects: &[Value]) -> bool {
     let mut names: Vec<String> = (objects.iter())
@@ -139,7 +238,7 @@ fn logs_agree(
     for step in evaluate(model, id, direction, packet).trace {
         if let Step::Policy { policy, matched } = step {
             let logs = matched.iter().filter(|(_, action)| *action == Action::Log);
-            expected.extend(logs.map(|(index, _)| (policy::compile::policy_id(&policy), *index)));
+            expected.extend(logs.map(|(index, _)| (policy_id(&policy), *index)));
         }
     }
     prop_assert_eq!(interpret(program, id, direction, packet).logged, expected);

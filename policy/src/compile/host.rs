@@ -91,7 +91,9 @@ impl<'m> Compiler<'m> {
         }
         let hosts = &mut self.program.hosts;
         let known = |name: &String| hosts.endpoints.contains_key(name);
-        hosts.interfaces = (local.interfaces.named.into_iter()).filter(|(_, name)| known(name)).collect();
+        hosts.interfaces = (local.interfaces.named.into_iter())
+            .filter(|(_, name)| known(name))
+            .collect();
         hosts.others = local.interfaces.others.filter(known);
         hosts.failsafe = local.failsafe;
     }
@@ -129,7 +131,11 @@ impl<'m> Compiler<'m> {
                 .map(|policy| body(policy, &mut self.sets, &mut self.program))
                 .collect();
             if !applied.is_empty() {
-                let end = if stage.ends_tiers() { tier.end } else { TierEnd::Pass };
+                let end = if stage.ends_tiers() {
+                    tier.end
+                } else {
+                    TierEnd::Pass
+                };
                 tiers.push(tier_chain_with(direction, tier, end, applied));
             }
         }
@@ -189,7 +195,10 @@ pub fn interpret_host(
             };
             (outcome, None)
         } else {
-            let id = hosts.endpoints.get(name).and_then(|host| host.group(stage, direction));
+            let id = hosts
+                .endpoints
+                .get(name)
+                .and_then(|host| host.group(stage, direction));
             match id.map(|id| hosts.groups.get(id)) {
                 None => (Outcome::Continue, None),
                 Some(None) => (Outcome::Deny, Some(Decider::Unknown)),

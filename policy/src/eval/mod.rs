@@ -10,12 +10,14 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::model::{
-    Action, Endpoint, EndpointId, IcmpMatch, Model, NamedPort, Peer, PeerSelector, Policy, PolicyKey, PortMatch,
-    Rule, TierEnd,
+    Action, Endpoint, EndpointId, IcmpMatch, Model, NamedPort, Peer, PeerSelector, Policy, PolicyKey,
+    PortMatch, Rule, TierEnd,
 };
 use crate::packet::{Direction, IpVersion, Packet};
 
-pub use host::{HostDecider, HostDecision, Outcome, Passage, PassageDecision, evaluate_host, evaluate_passage};
+pub use host::{
+    HostDecider, HostDecision, Outcome, Passage, PassageDecision, evaluate_host, evaluate_passage,
+};
 
 /// The answer, and how it came about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -11,8 +11,8 @@ use super::host::Asked;
 use super::labels::{NAMESPACE_LABEL, NAMESPACE_NAME_LABEL, NAMESPACE_PREFIX, ORCHESTRATOR_LABEL};
 use super::labels::{SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX};
 use super::{
-    Action, Endpoint, EndpointId, Hook, HostEndpoint, IcmpMatch, LabelSet, Model, NamedPort, NetworkSet, Order,
-    Origin, Peer, PeerSelector, Policy, PolicyKey, PolicyKind, PortMatch, Profile, Rule, Scope,
+    Action, Endpoint, EndpointId, Hook, HostEndpoint, IcmpMatch, LabelSet, Model, NamedPort, NetworkSet,
+    Order, Origin, Peer, PeerSelector, Policy, PolicyKey, PolicyKind, PortMatch, Profile, Rule, Scope,
     ServiceAccounts, SetKey, Tier, TierEnd,
 };
 use crate::packet::{IpVersion, Protocol};

@@ -150,9 +150,8 @@ impl Failsafe {
             Direction::Ingress => (&self.inbound, &self.outbound, packet.src),
             Direction::Egress => (&self.outbound, &self.inbound, packet.dst),
         };
-        let in_list = |list: &[FailsafePort], port| {
-            (list.iter()).any(|entry| entry.holds(packet.protocol, port, peer))
-        };
+        let in_list =
+            |list: &[FailsafePort], port| (list.iter()).any(|entry| entry.holds(packet.protocol, port, peer));
         match stage {
             Stage::Forward => false,
             Stage::PreDnat | Stage::Normal => in_list(requests, packet.dst_port),
@@ -223,7 +222,11 @@ impl HostInterfaces {
 
     /// The names of the host endpoints that speak for anything.
     pub fn names(&self) -> BTreeSet<&str> {
-        self.named.values().chain(&self.others).map(String::as_str).collect()
+        self.named
+            .values()
+            .chain(&self.others)
+            .map(String::as_str)
+            .collect()
     }
 
     /// Whether there is none.
@@ -261,13 +264,20 @@ impl Model {
                 message,
             });
         };
-        let local: Vec<&HostEndpoint> =
-            (self.host_endpoints.values()).filter(|host| host.node == node).collect();
+        let local: Vec<&HostEndpoint> = (self.host_endpoints.values())
+            .filter(|host| host.node == node)
+            .collect();
         for host in &local {
-            let Some(interface) = &host.interface else { continue };
+            let Some(interface) = &host.interface else {
+                continue;
+            };
             let field = "spec.interfaceName";
             if interface.starts_with(workload_prefix) {
-                problem(host, field, format!("{interface} is a workload's interface: not enforced"));
+                problem(
+                    host,
+                    field,
+                    format!("{interface} is a workload's interface: not enforced"),
+                );
                 continue;
             }
             let taken = if interface == ALL_INTERFACES {
@@ -277,7 +287,11 @@ impl Model {
                 entry.or_insert_with(|| host.name.clone())
             };
             if *taken != host.name {
-                problem(host, field, format!("HostEndpoint {taken} speaks for {interface} already: not enforced"));
+                problem(
+                    host,
+                    field,
+                    format!("HostEndpoint {taken} speaks for {interface} already: not enforced"),
+                );
             }
         }
         for host in local.iter().filter(|host| host.interface.is_none()) {
@@ -287,13 +301,21 @@ impl Model {
             };
             let mut interfaces = addresses.iter().filter(has).map(|(name, _)| name).peekable();
             if interfaces.peek().is_none() {
-                problem(host, field, "no interface has one of these addresses: not enforced".to_owned());
+                problem(
+                    host,
+                    field,
+                    "no interface has one of these addresses: not enforced".to_owned(),
+                );
             }
             for interface in interfaces {
                 let entry = found.named.entry(interface.clone());
                 let taken = entry.or_insert_with(|| host.name.clone());
                 if *taken != host.name {
-                    problem(host, field, format!("HostEndpoint {taken} speaks for {interface} already"));
+                    problem(
+                        host,
+                        field,
+                        format!("HostEndpoint {taken} speaks for {interface} already"),
+                    );
                 }
             }
         }

@@ -35,6 +35,11 @@ pub fn config(cases: u32) -> Config {
 /// Every endpoint is asked about every packet in both directions.
 const LEAST_ENDPOINTS: usize = 4;
 
+/// The interface of the node that host endpoints speak for.
+pub const UPLINK: &str = "up0";
+/// The node's own addresses, on its uplink.
+pub const NODE_ADDRESSES: [&str; 2] = ["10.0.0.9", "fd00::9"];
+
 const NETS4: [&str; 8] = [
     "0.0.0.0/0",
     "10.0.0.0/29",
@@ -214,10 +219,12 @@ fn metadata(name: String, namespace: Option<usize>, labels: Value) -> Value {
     metadata
 }
 
-fn policy(number: usize) -> BoxedStrategy<Value> {
+/// `about_hosts`: most policies concern host endpoints, in whichever stage.
+fn policy(number: usize, about_hosts: bool) -> BoxedStrategy<Value> {
+    let (namespaced, hooks) = if about_hosts { (1, 80) } else { (4, 30) };
     let kind = prop_oneof![
         4 => Just("GlobalNetworkPolicy"),
-        4 => Just("NetworkPolicy"),
+        namespaced => Just("NetworkPolicy"),
         1 => Just("StagedNetworkPolicy"),
         1 => Just("StagedGlobalNetworkPolicy"),
     ];
@@ -231,7 +238,18 @@ fn policy(number: usize) -> BoxedStrategy<Value> {
         maybe(80, rules()),
         maybe(60, rules()),
         maybe(60, subsequence(vec!["Ingress", "Egress"], 1..=2)),
-        maybe(3, Just(true)),
+        maybe(
+            hooks,
+            select(
+                &[
+                    "applyOnForward",
+                    "applyOnForward",
+                    "doNotTrack",
+                    "doNotTrack",
+                    "preDNAT",
+                ][..],
+            ),
+        ),
     )
         .prop_map(
             move |((kind, namespace, tier, order), selector, namespaces, ingress, egress, types, host)| {
@@ -243,7 +261,10 @@ fn policy(number: usize) -> BoxedStrategy<Value> {
                 set(&mut spec, "ingress", ingress);
                 set(&mut spec, "egress", egress);
                 set(&mut spec, "types", types);
-                set(&mut spec, "doNotTrack", host.filter(|_| global));
+                // The staged ones of them count nowhere; what is for hosts only says nothing about workloads.
+                if let Some(field) = host.filter(|_| global) {
+                    spec[field] = json!(true);
+                }
                 let namespace = Some(namespace).filter(|_| !global);
                 // Names repeat, so that ties are broken by namespace and kind as well.
                 let name = format!("p{}", number / 2);
@@ -299,12 +320,42 @@ fn network_set(number: usize) -> BoxedStrategy<Value> {
         .boxed()
 }
 
+/// An interface of the node `n`, by its name, by one of its addresses, or all of them.
 fn host(number: usize) -> BoxedStrategy<Value> {
-    (labels(), 1..8u8)
-        .prop_map(move |(labels, address)| {
+    let interface =
+        prop_oneof![3 => Just(Some(UPLINK)), 2 => Just(Some("*")), 2 => Just(None), 1 => Just(Some("eth7"))];
+    let profiles = subsequence(vec!["f0", "gone", "projectcalico-default-allow"], 0..=2).prop_shuffle();
+    (labels(), 1..10u8, interface, profiles)
+        .prop_map(move |(labels, address, interface, profiles)| {
             let ports = json!([{"name": "http", "protocol": "TCP", "port": 5}]);
-            let spec = json!({"node": "n", "expectedIPs": [format!("10.0.0.{address}")], "ports": ports});
+            let mut spec = json!({"node": "n", "expectedIPs": [format!("10.0.0.{address}")], "ports": ports,
+                                  "profiles": profiles});
+            set(&mut spec, "interfaceName", interface);
             json!({"kind": "HostEndpoint", "metadata": metadata(format!("h{number}"), None, labels), "spec": spec})
+        })
+        .boxed()
+}
+
+/// Failsafe ports where the packets are.
+fn failsafe() -> BoxedStrategy<Value> {
+    let entry = |protocol: &str, port: u16| json!({"protocol": protocol, "port": port});
+    let list = || {
+        let mut near = entry("UDP", 2);
+        near["net"] = json!("10.0.0.0/30");
+        let mut whole = entry("TCP", 4);
+        whole["net"] = json!("::/0");
+        subsequence(vec![entry("TCP", 1), entry("TCP", 2), near, whole], 0..=2)
+    };
+    (
+        select(&["default", "node.n"][..]),
+        maybe(60, list()),
+        maybe(60, list()),
+    )
+        .prop_map(|(name, inbound, outbound)| {
+            let mut spec = json!({});
+            set(&mut spec, "failsafeInboundHostPorts", inbound);
+            set(&mut spec, "failsafeOutboundHostPorts", outbound);
+            json!({"kind": "FelixConfiguration", "metadata": {"name": name}, "spec": spec})
         })
         .boxed()
 }
@@ -333,22 +384,33 @@ fn tier(name: &'static str) -> BoxedStrategy<Value> {
 
 /// All objects, in any order.
 pub fn objects() -> impl Strategy<Value = Vec<Value>> {
+    world(false)
+}
+
+/// The same with more host endpoints and policies for them.
+pub fn objects_about_hosts() -> impl Strategy<Value = Vec<Value>> {
+    world(true)
+}
+
+fn world(about_hosts: bool) -> impl Strategy<Value = Vec<Value>> {
+    let (policies, hosts) = if about_hosts { (3, 2) } else { (0, 0) };
     let many = |strategies: Vec<BoxedStrategy<Value>>, least: usize| {
         let most = strategies.len();
         (strategies, least..=most).prop_map(|(list, count)| list.into_iter().take(count).collect::<Vec<_>>())
     };
     (
-        many((0..7).map(policy).collect(), 0),
+        many((0..7).map(|n| policy(n, about_hosts)).collect(), policies),
         many((0..6).map(endpoint).collect(), LEAST_ENDPOINTS),
         many((0..3).map(network_set).collect(), 0),
-        many((0..2).map(host).collect(), 0),
+        many((0..3).map(host).collect(), hosts),
         many(
             vec![profile("f0"), profile("f1"), profile("kns.n0"), profile("kns.n1")],
             0,
         ),
         many(vec![tier("t0"), tier("t1"), tier("default")], 0),
+        many(vec![failsafe()], 0),
     )
-        .prop_map(|(a, b, c, d, e, f)| [a, b, c, d, e, f].concat())
+        .prop_map(|(a, b, c, d, e, f, g)| [a, b, c, d, e, f, g].concat())
         .prop_shuffle()
 }
 
