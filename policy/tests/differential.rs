@@ -120,8 +120,10 @@ fn evaluator_and_program_agree() {
 
 /// What speaks for the interfaces of the node `n`, whose uplink has the addresses of [`random::NODE_ADDRESSES`].
 fn local_hosts(model: &Model) -> LocalHosts {
-    let own = random::NODE_ADDRESSES.map(|text| text.parse::<IpAddr>().unwrap());
-    let addresses = BTreeMap::from([(random::UPLINK.to_owned(), own.into())]);
+    let own = random::NODE_ADDRESSES
+        .iter()
+        .flat_map(|text| text.parse::<IpAddr>());
+    let addresses = BTreeMap::from([(random::UPLINK.to_owned(), own.collect())]);
     LocalHosts {
         interfaces: model.host_interfaces("n", &addresses, "cali").0,
         failsafe: model.failsafe("n"),

@@ -247,6 +247,7 @@ fn policy(number: usize, about_hosts: bool) -> BoxedStrategy<Value> {
                     "doNotTrack",
                     "doNotTrack",
                     "preDNAT",
+                    "preDNAT",
                 ][..],
             ),
         ),
