@@ -168,6 +168,11 @@ pub fn affinities(node: &str) -> String {
     format!("{IPAM}host/{}/", escape(node))
 }
 
+/// Below here lie the claims of all nodes.
+pub fn all_affinities() -> String {
+    format!("{IPAM}host/")
+}
+
 /// Below here lie all handles.
 pub fn handles() -> String {
     format!("{IPAM}handle/")

@@ -119,7 +119,7 @@ impl Ipam {
             wanted: &request.pools,
         };
         // What the handle holds already is kept, also when its pool is closed to newcomers now.
-        let before: BTreeSet<IpAddr> = self.addresses(&request.handle).await?.into_iter().collect();
+        let before: BTreeSet<IpAddr> = self.renew(&request.handle).await?.into_iter().collect();
         let mut held = before.clone();
         let mut outcome = Ok(());
         for (family, wanted) in [(Family::V4, request.num4), (Family::V6, request.num6)] {
@@ -291,6 +291,7 @@ impl Ipam {
             held.extend(&mine);
             let missing = context.wanted.saturating_sub(of_family(held, family).count());
             let now = (self.clock)();
+            // An attempt that is in doubt may have taken all; then it has written the block just now.
             let taken = block.allocate(
                 missing,
                 &context.attribute,
@@ -341,7 +342,10 @@ impl Ipam {
                 continue;
             };
             match block.holder(address) {
-                Some(holder) if holder.handle.as_ref() == Some(handle) => return Ok(()),
+                Some(holder) if holder.handle.as_ref() == Some(handle) => {
+                    self.renew(handle).await?;
+                    return Ok(());
+                }
                 Some(holder) => {
                     let holder = holder
                         .handle
@@ -491,7 +495,7 @@ impl Ipam {
     }
 
     /// Makes the index lead from a handle to a block, before the block is written.
-    async fn index(&self, handle: &str, cidr: IpNetwork, count: usize) -> Result<()> {
+    pub(super) async fn index(&self, handle: &str, cidr: IpNetwork, count: usize) -> Result<()> {
         let key = Key::Handle(handle.to_owned());
         for attempt in 0..ATTEMPTS {
             self.pause(attempt).await;
@@ -512,7 +516,7 @@ impl Ipam {
     }
 
     /// Makes the index say what the blocks say; removes it if that is nothing.
-    async fn settle_index(&self, handle: &str) -> Result<()> {
+    pub(super) async fn settle_index(&self, handle: &str) -> Result<()> {
         let key = Key::Handle(handle.to_owned());
         for attempt in 0..ATTEMPTS {
             self.pause(attempt).await;

@@ -168,6 +168,18 @@ impl Block {
         self.in_use() == 0
     }
 
+    /// True if the block was claimed less than `limit` ago.
+    pub fn is_young(&self, now: Timestamp, limit: Duration) -> bool {
+        self.affinity_claim_time
+            .as_deref()
+            .is_some_and(|at| within(at, now, limit))
+    }
+
+    /// True if an address was freed less than `cooldown` ago.
+    pub fn has_resting(&self, now: Timestamp, cooldown: Duration) -> bool {
+        !cooldown.is_zero() && self.released_at.values().any(|at| within(at, now, cooldown))
+    }
+
     /// The addresses in use, in order.
     pub fn allocations(&self) -> impl Iterator<Item = Allocation<'_>> {
         self.allocations

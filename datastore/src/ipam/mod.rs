@@ -10,7 +10,9 @@
 
 mod assign;
 mod block;
+mod check;
 mod claim;
+mod collect;
 #[cfg(test)]
 mod model;
 mod pools;
@@ -31,7 +33,9 @@ use serde::de::DeserializeOwned;
 
 pub use self::assign::{AssignIp, AssignRequest, Release};
 pub use self::block::{ATTRIBUTE_NODE, Allocation, Attribute, Block};
+pub use self::check::{Collector, InUse, Leak, Report};
 pub use self::claim::{BlockAffinity, ClaimState, Handle};
+pub use self::collect::{Collected, Configure};
 pub use self::pools::Config;
 use self::pools::{Pool, StoredConfig, capacity, overlap};
 use crate::client::{self, Client};

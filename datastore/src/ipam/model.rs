@@ -37,6 +37,12 @@ enum Actor {
     Release(usize, Block),
     LeaveRead(usize, Option<Block>),
     LeaveReadBoth(usize, Affinity, Option<Block>),
+    /// The collector has read a block with this handle's address, and has not looked at the workloads yet.
+    Suspect(usize, Block),
+    /// It has looked: nobody uses the address.
+    Collect(usize, Block),
+    /// The mutant: it has looked first, and reads the block afterwards.
+    Unused(usize),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +64,10 @@ enum Mutant {
     BlindWrite,
     CompareVersion,
     ConfirmUnwritten,
+    /// Who comes back to an address that is his does not write the block.
+    NoRenewal,
+    /// The collector looks at the workloads before it reads the block.
+    LookFirst,
 }
 
 const HOST_OF: [usize; 3] = [0, 0, 1];
@@ -70,11 +80,14 @@ impl World {
         revs.extend(self.block.as_mut().map(|b| &mut b.rev));
         for actor in &mut self.actors {
             let (affinity, block) = match actor {
-                Actor::Idle => (None, None),
+                Actor::Idle | Actor::Unused(_) => (None, None),
                 Actor::ClaimRead(a) | Actor::Confirm(a) => (a.as_mut(), None),
                 Actor::LeaveRead(_, b) => (None, b.as_mut()),
                 Actor::ClaimReadBoth(a, b) | Actor::LeaveReadBoth(_, a, b) => (a.as_mut(), b.as_mut()),
-                Actor::Allocate(_, b) | Actor::Release(_, b) => (None, Some(b)),
+                Actor::Allocate(_, b)
+                | Actor::Release(_, b)
+                | Actor::Suspect(_, b)
+                | Actor::Collect(_, b) => (None, Some(b)),
             };
             revs.extend(affinity.map(|(_, rev)| rev));
             revs.extend(block.map(|b| &mut b.rev));
@@ -155,6 +168,27 @@ impl World {
                 Actor::Idle if who == 2 => {
                     // One host's block is enough to be given back and claimed by the other.
                     then(Actor::LeaveRead(0, self.block), nothing);
+                    // And one handle is enough to be collected.
+                    for handle in handles.iter().copied().take(1) {
+                        if mutant == Mutant::LookFirst && !self.live[handle] {
+                            then(Actor::Unused(handle), nothing);
+                        } else if let Some(block) = self.block.filter(|b| b.slots.contains(&Some(handle))) {
+                            then(Actor::Suspect(handle, block), nothing);
+                        }
+                    }
+                }
+                Actor::Unused(handle) => {
+                    if let Some(block) = self.block.filter(|b| b.slots.contains(&Some(handle))) {
+                        then(Actor::Collect(handle, block), nothing);
+                    }
+                }
+                Actor::Suspect(handle, seen) => {
+                    let next = if self.live[handle] {
+                        Actor::Idle
+                    } else {
+                        Actor::Collect(handle, seen)
+                    };
+                    then(next, nothing);
                 }
                 Actor::Idle => {
                     then(Actor::ClaimRead(self.affinity[who]), nothing);
@@ -224,14 +258,16 @@ impl World {
                 }
                 Actor::Allocate(handle, seen) => then(Actor::Idle, &mut |w| {
                     if seen.slots.contains(&Some(handle)) {
-                        w.live[handle] = true; // an earlier attempt's, found again
+                        // An earlier attempt's, found again. The block is written, for a collector who did not see it.
+                        w.live[handle] = mutant == Mutant::NoRenewal
+                            || w.set_block(Some(seen), Some((seen.owner, seen.slots)), mutant);
                     } else if let Some(free) = seen.slots.iter().take(slots).position(Option::is_none) {
                         let mut slots = seen.slots;
                         slots[free] = Some(handle);
                         w.live[handle] = w.set_block(Some(seen), Some((seen.owner, slots)), mutant);
                     }
                 }),
-                Actor::Release(handle, seen) => then(Actor::Idle, &mut |w| {
+                Actor::Release(handle, seen) | Actor::Collect(handle, seen) => then(Actor::Idle, &mut |w| {
                     let slots = seen.slots.map(|slot| slot.filter(|h| *h != handle));
                     if slots != seen.slots {
                         w.set_block(Some(seen), Some((seen.owner, slots)), mutant);
@@ -272,7 +308,10 @@ impl World {
             match actor {
                 Actor::ClaimReadBoth(_, Some(b)) | Actor::LeaveRead(_, Some(b)) => forget(b),
                 Actor::LeaveReadBoth(_, _, Some(b)) => forget(b),
-                Actor::Allocate(_, b) | Actor::Release(_, b) => forget(b),
+                Actor::Allocate(_, b)
+                | Actor::Release(_, b)
+                | Actor::Suspect(_, b)
+                | Actor::Collect(_, b) => forget(b),
                 _ => {}
             }
         }
@@ -325,6 +364,8 @@ fn without_any_one_precaution_it_breaks() {
         (Mutant::BlindWrite, &[0, 2], "a live address is lost"),
         (Mutant::CompareVersion, &[0, 1], "two owners"),
         (Mutant::ConfirmUnwritten, &[0, 2], "two owners"),
+        (Mutant::NoRenewal, &[0, 2], "a live address is lost"),
+        (Mutant::LookFirst, &[0, 2], "a live address is lost"),
     ] {
         let broken = explore(mutant, true, handles).expect_err("the exploration must find it");
         println!("{mutant:?}: {broken:?}");

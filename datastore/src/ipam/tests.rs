@@ -1,7 +1,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
 
-use policy::resource::{IpPoolSpec, IpReservationSpec, IpamConfigurationSpec, NodeSpec, Object, ObjectMeta};
+use policy::resource::{
+    IpPoolSpec, IpReservationSpec, IpamConfigurationSpec, Kind, NodeSpec, Object, ObjectMeta,
+    WorkloadEndpointSpec,
+};
 
 use super::*;
 use crate::backend::memory::{Fault, Memory};
@@ -497,4 +501,200 @@ async fn under_conflicts_and_doubt_nothing_is_double_and_nothing_leaks() {
         );
     }
     assert_eq!(world.leftovers().await, [] as [String; 0]);
+}
+
+/// An endpoint with an address, as an attach writes it after it got the address.
+async fn endpoint(world: &World, name: &str, address: &str) {
+    let spec = WorkloadEndpointSpec {
+        node: Some("n1".to_owned()),
+        orchestrator: Some("cni".to_owned()),
+        workload: Some(name.to_owned()),
+        endpoint: Some("eth0".to_owned()),
+        ip_networks: Some(vec![address.parse().unwrap()]),
+        ..WorkloadEndpointSpec::default()
+    };
+    let metadata = ObjectMeta::namespaced("default", format!("n1-cni-{name}-eth0"));
+    world.client.create(Object::new(metadata, spec)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_nobody_uses_is_collected_after_a_second_look_and_nothing_else() {
+    let world = World::new(&[("v4", "10.0.0.0/24")]).await;
+    for node in ["n1", "n2"] {
+        let node = Object::new(ObjectMeta::named(node), NodeSpec::default());
+        world.client.create(node).await.unwrap();
+    }
+    let used = world.assign("n1", "margay.used").await.unwrap();
+    endpoint(&world, "used", &used).await;
+    let leaked = world.assign("n1", "margay.leaked").await.unwrap();
+    let foreign = world.assign("n1", "k8s.leaked").await.unwrap();
+    let elsewhere = world.assign("n2", "margay.elsewhere").await.unwrap();
+    let orphaned = world.assign("gone", "margay.orphaned").await.unwrap();
+    let report = world.ipam.check().await.unwrap();
+    let found: Vec<String> = report.leaked.iter().map(|l| l.address.to_string()).collect();
+    let mut all = vec![leaked.clone(), foreign, elsewhere, orphaned.clone()];
+    all.sort_by_key(|a| a.parse::<IpAddr>().unwrap());
+    assert_eq!(found, all, "{report:?}");
+
+    let grace = Duration::from_secs(300);
+    let (start, mut collector) = (Instant::now(), Collector::new(grace));
+    let round = async |collector: &mut Collector, node: &str, now| {
+        world.ipam.collect(node, "margay.", collector, now).await.unwrap()
+    };
+    let first = round(&mut collector, "n1", start).await;
+    assert_eq!((first.released.len(), first.candidates), (0, 2));
+    let second = round(&mut collector, "n1", start + grace).await;
+    let released: Vec<String> = second.released.iter().map(|l| l.address.to_string()).collect();
+    assert_eq!(released.len(), 2);
+    assert!(
+        released.contains(&leaked) && released.contains(&orphaned),
+        "its own, and of nodes that are gone"
+    );
+    let mut other = Collector::new(grace);
+    round(&mut other, "n2", start).await;
+    let third = round(&mut other, "n2", start + grace).await;
+    assert_eq!(
+        third.released.len(),
+        1,
+        "the second node does not do the first one's work"
+    );
+    let report = world.ipam.check().await.unwrap();
+    assert_eq!(report.leaked.len(), 1, "what is not ours stays: {report:?}");
+    assert!(report.empty_handles.is_empty() && report.missing_handles.is_empty());
+}
+
+#[tokio::test]
+async fn a_leak_that_comes_to_life_under_the_collectors_hands_is_left_alone() {
+    let world = World::new(&[("v4", "10.0.0.0/24")]).await;
+    let address = world.assign("n1", "h").await.unwrap();
+    let leak = world.ipam.check().await.unwrap().leaked.remove(0);
+    // Its holder comes back for it: the same address, the same allocation.
+    assert_eq!(world.assign("n1", "h").await.unwrap(), address);
+    endpoint(&world, "late", &address).await;
+    assert!(!world.ipam.release_leak(&leak).await.unwrap());
+    assert_eq!(world.ipam.addresses("h").await.unwrap().len(), 1);
+    // Released and taken by somebody else: another allocation.
+    world.ipam.release_handle("h").await.unwrap();
+    let request = AssignIp {
+        node: "n1".to_owned(),
+        handle: "h".to_owned(),
+        address: address.parse().unwrap(),
+        attributes: BTreeMap::new(),
+    };
+    world.ipam.assign_ip(&request).await.unwrap();
+    world
+        .client
+        .delete(Kind::WorkloadEndpoint, Some("default"), "n1-cni-late-eth0", None)
+        .await
+        .unwrap();
+    assert!(
+        !world.ipam.release_leak(&leak).await.unwrap(),
+        "an old observation does not hit a new allocation"
+    );
+    let leak = world.ipam.check().await.unwrap().leaked.remove(0);
+    // The collector's own write is left in doubt, both ways.
+    for fault in [Fault::AmbiguousLost, Fault::AmbiguousApplied] {
+        world.ipam.assign_ip(&request).await.unwrap();
+        let leak = Leak {
+            sequence: world.ipam.check().await.unwrap().leaked[0].sequence,
+            ..leak.clone()
+        };
+        let mut first = true;
+        world.memory.set_fault_hook(move |_| {
+            if std::mem::take(&mut first) {
+                fault
+            } else {
+                Fault::None
+            }
+        });
+        assert!(world.ipam.release_leak(&leak).await.unwrap(), "{fault:?}");
+        world.memory.clear_fault_hook();
+        assert_eq!(world.leftovers().await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn empty_blocks_go_back_but_the_last_and_the_young() {
+    let world = World::new(&[("v4", "10.0.0.0/26")]).await;
+    world.configure(|c| c.strict_affinity = Some(true)).await;
+    let pool = Object::new(
+        ObjectMeta::named("small"),
+        IpPoolSpec {
+            block_size: Some(30),
+            ..IpPoolSpec::new("10.1.0.0/24".parse().unwrap())
+        },
+    );
+    world.client.create(pool).await.unwrap();
+    let mut request = AssignRequest::new("n1", "h");
+    request.num4 = 10;
+    request.pools = vec!["small".to_owned()];
+    world.ipam.auto_assign(&request).await.unwrap();
+    assert_eq!(world.ipam.affine_blocks_confirmed("n1").await.unwrap().len(), 3);
+    assert_eq!(
+        world.ipam.reclaim("n1").await.unwrap(),
+        Vec::<IpNetwork>::new(),
+        "in use"
+    );
+    world.ipam.release_handle("h").await.unwrap();
+    assert_eq!(
+        world.ipam.reclaim("n1").await.unwrap(),
+        Vec::<IpNetwork>::new(),
+        "young"
+    );
+    world.clock.fetch_add(61, Ordering::Relaxed);
+    assert_eq!(world.ipam.reclaim("n1").await.unwrap().len(), 2);
+    assert_eq!(
+        world.ipam.reclaim("n1").await.unwrap().len(),
+        0,
+        "the last one stays"
+    );
+    assert_eq!(world.ipam.affine_blocks_confirmed("n1").await.unwrap().len(), 1);
+    assert_eq!(world.ipam.blocks("n1").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_configured_is_where_calicos_tools_look_for_it() {
+    let world = World::new(&[]).await;
+    let refused = world
+        .ipam
+        .configure(Configure {
+            max_blocks_per_host: Some(4),
+            ..Configure::default()
+        })
+        .await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    let change = Configure {
+        strict_affinity: Some(true),
+        max_blocks_per_host: Some(4),
+        cooldown: None,
+    };
+    let config = world.ipam.configure(change).await.unwrap();
+    assert_eq!((config.strict_affinity, config.max_blocks_per_host), (true, 4));
+    let stored = world.store.get("/calico/ipam/v2/config").await.unwrap().unwrap();
+    let stored: serde_json::Value = serde_json::from_slice(&stored.value).unwrap();
+    assert_eq!(
+        stored,
+        serde_json::json!({"strict_affinity": true, "auto_allocate_blocks": true, "maxBlocksPerHost": 4})
+    );
+    let config = world
+        .ipam
+        .configure(Configure {
+            cooldown: Some(60),
+            ..Configure::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        (config.cooldown, config.strict_affinity),
+        (Duration::from_secs(60), true)
+    );
+    let config = world
+        .ipam
+        .configure(Configure {
+            strict_affinity: Some(false),
+            ..Configure::default()
+        })
+        .await
+        .unwrap();
+    assert!(!config.strict_affinity, "said in both places: {config:?}");
 }

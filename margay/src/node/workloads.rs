@@ -117,7 +117,8 @@ impl Names {
         }
         Self {
             id: EndpointId::new(namespace, full.to_string()),
-            handle: format!("{ORCHESTRATOR}.{namespace}.{name}.{interface}"),
+            // With the node: the same name elsewhere is another workload.
+            handle: format!("{ORCHESTRATOR}.{node}.{namespace}.{name}.{interface}"),
             host_interface,
             mac,
         }
