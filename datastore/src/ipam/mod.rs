@@ -143,6 +143,22 @@ pub struct BlockUsage {
     pub borrowed: usize,
 }
 
+/// An address of one node's block that another node uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Borrowed {
+    /// The address.
+    pub address: IpAddr,
+    /// The node that uses it.
+    pub node: Option<String>,
+    /// The block it is of.
+    pub block: IpNetwork,
+    /// Whose block that is.
+    pub owner: Option<String>,
+    /// Its holder.
+    pub handle: Option<String>,
+}
+
 /// Address management on a store. One per process: local requests are served one after the other, which avoids nearly
 /// all conflicts. Several processes are no problem, only slower.
 pub struct Ipam {
@@ -251,6 +267,30 @@ impl Ipam {
         let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
         let blocks = self.all_blocks(family).await?;
         Ok(blocks.values().find_map(|block| block.holder(address).cloned()))
+    }
+
+    /// Addresses that a node uses from another node's block, sorted.
+    ///
+    /// # Errors
+    /// [`Error::Client`].
+    pub async fn borrowed(&self) -> Result<Vec<Borrowed>> {
+        let mut borrowed = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            for (cidr, block) in self.all_blocks(family).await? {
+                let foreign = block.allocations().filter_map(|allocation| {
+                    let node = allocation.attribute.secondary.get(ATTRIBUTE_NODE);
+                    (node.map(String::as_str) != block.node()).then(|| Borrowed {
+                        address: allocation.address,
+                        node: node.cloned(),
+                        block: cidr,
+                        owner: block.node().map(str::to_owned),
+                        handle: allocation.attribute.handle.clone(),
+                    })
+                });
+                borrowed.extend(foreign);
+            }
+        }
+        Ok(borrowed)
     }
 
     /// Use of every pool, and of blocks that lie in no pool.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use policy::resource::{AllowedUse, AssignmentMode, IpPoolSpec, IpamConfigurationSpec, Object};
 use policy::selector::Selector;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::block::{host_bits, nth, number};
 use crate::key::Family;
@@ -16,7 +16,8 @@ use crate::random::{SplitMix64, fnv1a};
 const DEFAULT_BLOCK_LIMIT: usize = 20;
 
 /// How addresses are handed out, from `/calico/ipam/v2/config` and the IPAMConfiguration `default`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Config {
     /// Never take an address from another node's block.
     pub strict_affinity: bool,
@@ -25,7 +26,12 @@ pub struct Config {
     /// Most blocks of one family that a node claims.
     pub max_blocks_per_host: usize,
     /// How long a freed address rests.
+    #[serde(rename = "ipCooldownSeconds", serialize_with = "as_seconds")]
     pub cooldown: Duration,
+}
+
+fn as_seconds<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(duration.as_secs())
 }
 
 impl Default for Config {

@@ -134,6 +134,25 @@ Examples:
   margay ipam show --show-blocks
   margay ipam show --ip 10.66.0.10";
 
+pub(super) const IPAM_CHECK: &str = "\
+Examples:
+  margay ipam check
+  margay ipam check -o json > report.json";
+
+pub(super) const IPAM_RELEASE: &str = "\
+Examples:
+  margay ipam release --ip 10.66.0.10
+  margay ipam release --from-report report.json
+
+An address that a workload has is not released without --force; nobody is asked whether it is still used.";
+
+pub(super) const MIGRATE: &str = "\
+Examples:
+  margay datastore migrate export > cluster.yaml
+  margay datastore migrate import -f cluster.yaml --datastore https://10.0.0.1:2379
+
+Run it while no daemon uses either datastore: what changes meanwhile is in neither.";
+
 pub(crate) const LAB_UP: &str = "\
 Examples:
   margay lab up examples/03-tor-ebgp/tor.clab.yml

@@ -9,6 +9,7 @@ mod completions;
 pub(crate) mod examples;
 mod explain;
 mod ipam;
+mod migrate;
 mod node;
 pub mod output;
 mod policies;
@@ -119,6 +120,9 @@ enum Verb {
     /// Addresses: pools, blocks, allocations
     #[command(subcommand)]
     Ipam(ipam::IpamVerb),
+    /// The datastore as a whole: move it to another one
+    #[command(subcommand)]
+    Datastore(migrate::DatastoreVerb),
     /// Workloads of this node: give a network namespace an address and policy
     #[command(subcommand)]
     Workload(workload::WorkloadVerb),
@@ -203,6 +207,7 @@ async fn dispatch(global: &Global, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Node(verb) => node::run(global, verb).await,
         Verb::Bgp(verb) => bgp::run(global, verb).await,
         Verb::Ipam(verb) => ipam::run(global, verb).await,
+        Verb::Datastore(verb) => migrate::run(global, verb).await,
         Verb::Workload(verb) => workload::run(global, verb).await,
         Verb::Lab(_)
         | Verb::Probe(_)

@@ -34,7 +34,7 @@ use arc_swap::ArcSwapOption;
 use bgpd::Event;
 use bgpd::config::SpeakerConfig;
 use bgpd::view::OriginAttributes;
-use datastore::ipam::Ipam;
+use datastore::ipam::{Collector, Ipam};
 use datastore::{Client, Key, Mirror, State, Store, Update, key};
 use felix::agent::{Agent, AgentConfig, AgentHandle, LearnedRoute, StoreEvent};
 use ipnetwork::IpNetwork;
@@ -51,6 +51,10 @@ use copy::Keeper;
 const EVENT_QUEUE: usize = 64;
 /// How long BGP waits for the agent's first complete state.
 const SETTLE: Duration = Duration::from_secs(10);
+/// How often to look for addresses that are left over.
+const GARBAGE_INTERVAL: Duration = Duration::from_secs(300);
+/// How long an address has to be seen without a workload before it is released.
+const GARBAGE_GRACE: Duration = Duration::from_secs(900);
 /// How long the store may take to be read before a saved copy of it is used.
 const COPY_AFTER: Duration = Duration::from_secs(3);
 /// The copy's name in the folder that is this node's own.
@@ -291,8 +295,28 @@ impl Daemon {
         if let Err(error) = self.ipam.ensure_confirmed(&self.options.name).await {
             tracing::warn!(node = self.options.name, %error, "cannot settle this node's address blocks yet");
         }
-        // Registered; the task stays, because its end would be the daemon's.
-        std::future::pending().await
+        self.collect_garbage().await
+    }
+
+    /// From time to time: addresses of ours that nobody uses, and blocks of this node that are empty, are given back.
+    async fn collect_garbage(&self) -> ! {
+        let mut collector = Collector::new(GARBAGE_GRACE);
+        loop {
+            tokio::time::sleep(GARBAGE_INTERVAL).await;
+            let now = Instant::now();
+            let (node, prefix) = (&self.options.name, format!("{}.", workloads::ORCHESTRATOR));
+            match self.ipam.collect(node, &prefix, &mut collector, now).await {
+                Ok(collected) => {
+                    for leak in &collected.released {
+                        tracing::warn!(address = %leak.address, handle = leak.handle, "address of no workload released");
+                    }
+                    for block in &collected.blocks {
+                        tracing::info!(%block, "empty address block given back");
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "cannot look for addresses that are left over"),
+            }
+        }
     }
 
     /// The joints: store to agent and speaker, speaker to agent, agent to speaker.

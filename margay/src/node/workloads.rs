@@ -29,7 +29,7 @@ use super::Daemon;
 use crate::api::{AttachRequest, Workload};
 
 /// What the `orchestrator` part of our endpoints' names is.
-const ORCHESTRATOR: &str = "margay";
+pub(super) const ORCHESTRATOR: &str = "margay";
 /// How long policy and route may take to be in the kernel.
 const READY: Duration = Duration::from_secs(15);
 
