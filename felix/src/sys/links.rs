@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, State};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -28,6 +28,8 @@ pub struct Link {
     pub up: bool,
     /// Ready to carry packets.
     pub running: bool,
+    /// The kernel's link worker has seen that it is ready (`operstate` up). Before that, packets are dropped.
+    pub operational: bool,
     /// Bytes of the largest packet.
     pub mtu: u32,
     /// Hardware address, where it is an Ethernet one.
@@ -46,6 +48,7 @@ impl Link {
             index: message.header.index,
             up: message.header.flags.contains(LinkFlags::Up),
             running: message.header.flags.contains(LinkFlags::LowerUp),
+            operational: false,
             mtu: 0,
             mac: None,
             peer: None,
@@ -56,6 +59,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+                LinkAttribute::OperState(state) => link.operational = *state == State::Up,
                 LinkAttribute::Link(peer) => link.peer = Some(*peer),
                 _ => {}
             }

@@ -21,6 +21,7 @@
 //! interface that no endpoint claims is closed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -39,6 +40,9 @@ use super::sysctl;
 pub const HOST_MAC: Mac = [0xee; 6];
 /// Gateway of every workload for IPv6: the link-local address that belongs to [`HOST_MAC`].
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+
+/// How long [`attach`] waits at most until both ends carry packets.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What to attach.
 #[derive(Clone, Debug)]
@@ -146,7 +150,7 @@ pub fn attach(netns: &NetNs, request: &AttachRequest) -> Result<Attached, Error>
     let mtu = request
         .mtu
         .unwrap_or_else(|| links::underlay_mtu(&host_links, &request.interface_prefix));
-    let inside = netns.run(|| inside_link(&request.interface))??;
+    let inside = inside_link(&request.interface, netns)?;
 
     let created = match (host_links.get(&request.host_interface), &inside) {
         (Some(host), Some(inside)) if are_a_pair(host, inside) => false,
@@ -235,11 +239,14 @@ fn check(netns: &NetNs, request: &AttachRequest) -> Result<(), Error> {
     Ok(())
 }
 
-fn inside_link(name: &str) -> Result<Option<Link>, Error> {
-    let mut rtnl = Rtnl::open().during("open rtnetlink in the workload")?;
-    Ok(links::links(&mut rtnl)
-        .during("list interfaces of the workload")?
-        .remove(name))
+/// An interface of the workload.
+fn inside_link(name: &str, netns: &NetNs) -> Result<Option<Link>, Error> {
+    netns.run(|| {
+        let mut rtnl = Rtnl::open().during("open rtnetlink in the workload")?;
+        Ok(links::links(&mut rtnl)
+            .during("list interfaces of the workload")?
+            .remove(name))
+    })?
 }
 
 fn are_a_pair(host: &Link, inside: &Link) -> bool {
@@ -286,12 +293,37 @@ fn configure(rtnl: &mut Rtnl, netns: &NetNs, request: &AttachRequest, mtu: u32) 
     for outcome in links::set_neighbours(rtnl, &neighbours).during("set neighbours")? {
         outcome.during("set a neighbour entry for the workload")?;
     }
+    await_carrier(rtnl, netns, request)?;
     Ok(Attached {
         host_index: host.index,
         mac,
         mtu,
         created: false,
     })
+}
+
+/// An end that has just gone up drops what it is to send until the kernel's link worker has come round, usually at once,
+/// on a busy machine up to a second later: who is told that a workload is attached may send.
+fn await_carrier(rtnl: &mut Rtnl, netns: &NetNs, request: &AttachRequest) -> Result<(), Error> {
+    let begun = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    loop {
+        let found = links::links(rtnl).during("list interfaces")?;
+        let Some(host) = found.get(&request.host_interface) else {
+            return Ok(());
+        };
+        if host.operational && inside_link(&request.interface, netns)?.is_none_or(|link| link.operational) {
+            // Whoever sets the state holds a lock while it goes on to let packets through; this takes the lock once.
+            return links::set_up(rtnl, host.index).during(format!("take up {}", host.name));
+        }
+        if begun.elapsed() > CARRIER_PATIENCE {
+            let interface = &request.host_interface;
+            tracing::warn!(interface, "the cable does not carry packets yet");
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
 }
 
 /// Runs on a thread inside the workload's namespace.

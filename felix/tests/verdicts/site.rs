@@ -32,7 +32,6 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressScope;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
@@ -165,9 +164,6 @@ impl Site {
             interface_prefix: host_interface.get(..2).unwrap().to_owned(),
         };
         let attached = veth::attach(&netns, &request).unwrap();
-        until_it_carries(&mut self.rtnl, host_interface);
-        let inside = || until_it_carries(&mut Rtnl::open().unwrap(), "eth0");
-        netns.run(inside).unwrap();
         let (tap, raw4, raw6) = netns
             .run(|| {
                 let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -391,31 +387,6 @@ impl Site {
                 self.arrived.push((name.to_owned(), packet));
             }
         }
-    }
-}
-
-/// Waits until an interface carries packets. The kernel notices that the other end is up some time later, when a worker
-/// of its own comes to it; until then it drops what is sent.
-fn until_it_carries(rtnl: &mut Rtnl, name: &str) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let links = rtnl
-            .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
-            .unwrap();
-        let up = links.iter().find_map(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => {
-                let is = |wanted: &LinkAttribute| link.attributes.contains(wanted);
-                (is(&LinkAttribute::IfName(name.to_owned())) && is(&LinkAttribute::OperState(State::Up)))
-                    .then_some(link.header.index)
-            }
-            _ => None,
-        });
-        if let Some(index) = up {
-            // Whoever sets the state still holds a lock and goes on; this takes the lock once.
-            return links::set_up(rtnl, index).unwrap();
-        }
-        assert!(Instant::now() < deadline, "{name} does not come up");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
