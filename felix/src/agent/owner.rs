@@ -24,6 +24,9 @@ use crate::sys::{links, rtnl};
 
 /// How long after a failure, or a route that could not be written, the next try is made.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long after a change of the table connections are judged a second time: a packet that the old table had let through
+/// may confirm its connection only after the first time.
+const JUDGE_AGAIN: Duration = Duration::from_millis(100);
 /// How many refused objects are taken out of one table before giving up until the next try.
 const BLAMES: usize = 64;
 
@@ -61,6 +64,8 @@ pub(super) struct Owner {
     /// Something failed and is tried again then.
     retry: Option<Instant>,
     audit: Option<Instant>,
+    /// Connections are judged once more then.
+    judge: Option<Instant>,
     last_error: Option<String>,
 }
 
@@ -104,6 +109,7 @@ impl Owner {
             repair: None,
             retry: None,
             audit: None,
+            judge: None,
             last_error: None,
         })
     }
@@ -154,7 +160,7 @@ impl Owner {
         if !self.is_ready() {
             return None;
         }
-        let times = [self.window.due(), self.repair, self.retry, self.audit];
+        let times = [self.window.due(), self.repair, self.retry, self.audit, self.judge];
         times.into_iter().flatten().min()
     }
 
@@ -308,6 +314,10 @@ impl Owner {
             self.kernel.routes.retry();
             run = true;
         }
+        if is_due(self.judge) {
+            self.judge = None;
+            self.cut();
+        }
         if run {
             self.window.close();
             self.apply().await;
@@ -438,6 +448,7 @@ impl Owner {
             match self.kernel.writer.apply(desired.table.clone()).await {
                 Ok(applied) => {
                     if applied.messages > 0 {
+                        self.judge = Instant::now().checked_add(JUDGE_AGAIN);
                         self.kernel.counters.nft_transactions += 1;
                         self.kernel.counters.nft_messages += applied.messages as u64;
                         tracing::debug!(changed = applied.changed.len(), elapsed = ?applied.elapsed, "table applied");
