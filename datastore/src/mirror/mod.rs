@@ -32,6 +32,9 @@ pub struct Backoff {
     pub max: Duration,
     /// Seed of the jitter.
     pub seed: u64,
+    /// How often everything is listed again although nothing seems wrong. Servers have lost, doubled and reordered events
+    /// of watches (etcd issues 17529, 18089, 15220); whatever they did, it is put right by then.
+    pub audit: Duration,
 }
 
 impl Default for Backoff {
@@ -41,6 +44,7 @@ impl Default for Backoff {
             min: Duration::from_millis(100),
             max: Duration::from_secs(5),
             seed,
+            audit: Duration::from_secs(600),
         }
     }
 }
@@ -158,6 +162,12 @@ impl Wait {
         self.next = self.backoff.min;
     }
 
+    /// The time until the next audit, different for each process.
+    fn audit(&mut self) -> Duration {
+        let whole = u64::try_from(self.backoff.audit.as_micros()).unwrap_or(u64::MAX);
+        self.backoff.audit + Duration::from_micros(self.random.below(whole / 10 + 1))
+    }
+
     async fn sleep(&mut self) {
         let whole = u64::try_from(self.next.as_micros()).unwrap_or(u64::MAX);
         let jittered = Duration::from_micros(whole / 2 + self.random.below(whole / 2 + 1));
@@ -172,7 +182,8 @@ async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>, source: usize, prefi
     let mut position: Option<Revision> = None;
     loop {
         match attempt(&*store, &shared, source, &prefix, &mut position, &mut wait).await {
-            Ok(()) => {}
+            Ok(Over::Audit) => continue,
+            Ok(Over::Resync) => {}
             Err(reason) => {
                 tracing::debug!(%prefix, error = %reason, "datastore lost");
                 shared.update(|core| core.lost(source, &reason, Instant::now()));
@@ -180,6 +191,14 @@ async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>, source: usize, prefi
         }
         wait.sleep().await;
     }
+}
+
+/// Why everything is listed again.
+enum Over {
+    /// The store said so.
+    Resync,
+    /// It is time to.
+    Audit,
 }
 
 /// One connection's life: list if need be, then watch. `Ok`: list again. `Err`: why the store was lost.
@@ -190,7 +209,7 @@ async fn attempt(
     prefix: &str,
     position: &mut Option<Revision>,
     wait: &mut Wait,
-) -> Result<(), String> {
+) -> Result<Over, String> {
     let after = match *position {
         Some(after) => after,
         None => {
@@ -209,8 +228,17 @@ async fn attempt(
             return Err(e.to_string());
         }
     };
+    let audit = tokio::time::sleep(wait.audit());
+    tokio::pin!(audit);
     loop {
-        match watch.next().await {
+        let item = tokio::select! {
+            item = watch.next() => item,
+            () = &mut audit => {
+                *position = None;
+                return Ok(Over::Audit);
+            }
+        };
+        match item {
             Some(WatchItem::Batch(batch)) => {
                 wait.reset();
                 *position = Some(batch.revision);
@@ -220,7 +248,7 @@ async fn attempt(
                 tracing::info!(%prefix, %reason, "listing the datastore again");
                 *position = None;
                 shared.update(|core| core.resync(source));
-                return Ok(());
+                return Ok(Over::Resync);
             }
             Some(WatchItem::Disconnected { reason }) => return Err(reason),
             None => return Err("the watch ended".to_owned()),
