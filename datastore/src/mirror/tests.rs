@@ -203,6 +203,148 @@ async fn settle(mirror: &mut Mirror, store: &dyn Store, copy: &mut Map) {
     let settled = async {
         loop {
             let update = mirror.next().await;
+            for (key, entry) in update.changes {
+                match entry {
+                    Some(entry) => drop(copy.insert(key, entry)),
+                    None => drop(copy.remove(&key)),
+                }
+            }
+            if update.state == State::InSync && *copy == wanted {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), settled)
+        .await
+        .expect("the mirror settles");
+    assert_eq!(mirror.snapshot(), wanted);
+}
+
+#[tokio::test]
+async fn follows_a_store_through_disconnects_and_compaction() {
+    let memory = Memory::new();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    let backoff = Backoff {
+        min: Duration::from_millis(1),
+        max: Duration::from_millis(5),
+        seed: 1,
+        ..Backoff::default()
+    };
+    let mut mirror = Mirror::spawn_with(store.clone(), ["/a/", "/b/"], backoff);
+    let mut copy = Map::new();
+    let mut last = None;
+    for round in 0..10 {
+        store
+            .put(&format!("/a/{round}"), vec![round], Expect::Absent)
+            .await
+            .unwrap();
+        last = Some(
+            store
+                .put(&format!("/b/{round}"), vec![round], Expect::Absent)
+                .await
+                .unwrap(),
+        );
+        if round % 3 == 1 {
+            memory.disconnect();
+            let first = store.get("/a/0").await.unwrap().unwrap();
+            store.delete("/a/0", first.mod_revision).await.unwrap();
+            store.put("/a/0", vec![round], Expect::Absent).await.unwrap();
+            store
+                .compact(store.status().await.unwrap().revision)
+                .await
+                .unwrap();
+        }
+        settle(&mut mirror, &*store, &mut copy).await;
+    }
+    assert_eq!(copy.len(), 20);
+    // Progress reaches prefixes without changes too.
+    let mut status = mirror.status();
+    let complete = status.wait_for(|status| status.revision >= last.unwrap());
+    tokio::time::timeout(Duration::from_secs(20), complete)
+        .await
+        .expect("progress")
+        .unwrap();
+}
+
+/// A store whose watches tell nothing but progress: every event is lost on the way.
+#[derive(Debug)]
+struct Silent(Memory);
+
+#[async_trait::async_trait]
+impl Store for Silent {
+    fn capabilities(&self) -> crate::store::Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn get(&self, key: &str) -> crate::store::Result<Option<Entry>> {
+        self.0.get(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> crate::store::Result<Listing> {
+        self.0.list(prefix).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> crate::store::Result<Watch> {
+        let mut real = self.0.watch(prefix, after).await?;
+        let (sender, watch) = Watch::channel();
+        tokio::spawn(async move {
+            while let Some(WatchItem::Batch(batch)) = real.next().await {
+                let batch = Batch {
+                    events: Vec::new(),
+                    ..batch
+                };
+                if !sender.send(batch) {
+                    return;
+                }
+            }
+        });
+        Ok(watch)
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, expect: Expect) -> crate::store::Result<Revision> {
+        self.0.put(key, value, expect).await
+    }
+
+    async fn delete(&self, key: &str, expect: Revision) -> crate::store::Result<Revision> {
+        self.0.delete(key, expect).await
+    }
+
+    async fn txn(
+        &self,
+        compares: Vec<crate::store::Compare>,
+        ops: Vec<crate::store::Op>,
+    ) -> crate::store::Result<Revision> {
+        self.0.txn(compares, ops).await
+    }
+
+    async fn compact(&self, floor: Revision) -> crate::store::Result<()> {
+        self.0.compact(floor).await
+    }
+
+    async fn status(&self) -> crate::store::Result<crate::store::Status> {
+        self.0.status().await
+    }
+}
+
+#[tokio::test]
+async fn what_a_watch_has_lost_is_found_by_the_audit_without_a_word_of_trouble() {
+    let memory = Memory::new();
+    let first = memory.put("/a/1", b"x".to_vec(), Expect::Absent).await.unwrap();
+    let backoff = Backoff {
+        audit: Duration::from_millis(20),
+        ..Backoff::default()
+    };
+    let mut mirror = Mirror::spawn_with(Arc::new(Silent(memory.clone())), ["/a/"], backoff);
+    let told = async |mirror: &mut Mirror, wanted: (String, Option<u64>)| {
+        let mut before = None;
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(20), mirror.next()).await;
+            let update = next.expect("the audit finds it");
+            assert!(
+                before != Some(State::InSync) || update.state == State::InSync,
+                "an audit is no resync"
+            );
+            before = Some(update.state);
             if let Some((key, entry)) = update.changes.into_iter().next() {
                 assert_eq!((key.to_string(), entry.map(|e| e.mod_revision.raw())), wanted);
                 return;
