@@ -138,7 +138,7 @@ pub(crate) async fn a_server_that_is_away_is_waited_for() {
     let mut servers = Servers::start(1).await;
     let store = open(&servers.address("")).await;
     let mut mirror = Mirror::spawn(store.clone(), ["/away/"]);
-    write(&*store, "/away/a", "1").await.expect("put");
+    until("written", || write(&*store, "/away/a", "1")).await;
     mirrors(&mut mirror, &[("/away/a", "1")]).await;
     let before = store.list("/away/").await.expect("list").revision;
     let mut watch = store.watch("/away/", before).await.expect("watch");
@@ -200,7 +200,7 @@ pub(crate) async fn a_store_that_is_not_there_is_unavailable_not_wrong() {
 pub(crate) async fn a_frozen_server_is_noticed_and_a_write_left_in_doubt() {
     let servers = Servers::start(1).await;
     let store = open(&servers.address("timeout=1s&ping=5s&ping-timeout=1s")).await;
-    let first = write(&*store, "/frozen/a", "1").await.expect("put");
+    let first = until("written", || write(&*store, "/frozen/a", "1")).await;
     let mut watch = store.watch("/frozen/", first).await.expect("watch");
 
     servers.freeze(0);
@@ -241,7 +241,7 @@ pub(crate) async fn a_frozen_server_is_noticed_and_a_write_left_in_doubt() {
         Err(Error::Conflict { current, .. }) => {
             let current = current.expect("exists");
             assert_eq!((&*current.value, landed), (&b"2"[..], false));
-            write(&*store, "/frozen/a", "3").await.expect("put")
+            until("written", || write(&*store, "/frozen/a", "3")).await
         }
         Err(error) => panic!("{error}"),
     };
@@ -258,7 +258,7 @@ pub(crate) async fn a_frozen_server_is_noticed_and_a_write_left_in_doubt() {
 pub(crate) async fn a_restored_backup_is_another_history() {
     let mut servers = Servers::start(1).await;
     let store = open(&servers.address("")).await;
-    write(&*store, "/history/kept", "1").await.expect("put");
+    until("written", || write(&*store, "/history/kept", "1")).await;
     servers.kill(0);
     servers.back_up(0, "backup");
     servers.start_member(0);
@@ -330,8 +330,8 @@ pub(crate) async fn a_restored_backup_is_another_history() {
 pub(crate) async fn what_was_deleted_and_compacted_unseen_is_told() {
     let mut servers = Servers::start(1).await;
     let (reader, writer) = (open(&servers.address("")).await, open(&servers.address("")).await);
-    let mut gone = write(&*writer, "/compact/gone", "1").await.expect("put");
-    write(&*writer, "/compact/stays", "1").await.expect("put");
+    let mut gone = until("written", || write(&*writer, "/compact/gone", "1")).await;
+    until("written", || write(&*writer, "/compact/stays", "1")).await;
     let mut mirror = Mirror::spawn(reader.clone(), ["/compact/"]);
     mirrors(&mut mirror, &[("/compact/gone", "1"), ("/compact/stays", "1")]).await;
 
@@ -439,7 +439,7 @@ pub(crate) async fn without_a_majority_nothing_is_silent() {
     let others: Vec<usize> = (0..3).filter(|n| *n != leader).collect();
     // Only the member that stays awake: it answers, but has no say.
     let store = open(&servers.address_of([others[0]], "timeout=2s")).await;
-    write(&*store, "/majority/a", "1").await.expect("put");
+    until("written", || write(&*store, "/majority/a", "1")).await;
     let start = store.list("/majority/").await.expect("list").revision;
     let mut watch = store.watch("/majority/", start).await.expect("watch");
     servers.freeze(leader);

@@ -135,7 +135,7 @@ pub(crate) async fn certificates_are_checked_both_ways_and_reloaded() {
     let address = servers.address("cacert=/mnt/ca.pem&cert=/mnt/client.pem&key=/mnt/client-key.pem");
     servers.wait_until_ready(&address).await;
     let store = datastore::open(&address).await.expect("open");
-    write(&*store, "/tls/a", "1").await.expect("put");
+    until("written", || write(&*store, "/tls/a", "1")).await;
 
     // Who has no certificate, or trusts another authority, gets nowhere.
     let nobody = datastore::open(&servers.address("cacert=/mnt/ca.pem"))
