@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use bgpd::config::PeerAs;
+use bgpd::config::{PeerAs, Role};
 use bgpd::net::{Handle, spawn};
-use bgpd::view::RouteQuery;
+use bgpd::speaker::Clear;
+use bgpd::view::{PrefixQuery, RouteQuery};
 use bgpd::{Event, OriginAttributes, PeerConfig, RouteChange, SpeakerConfig};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::mpsc::Receiver;
@@ -21,10 +22,11 @@ use tokio::sync::mpsc::Receiver;
 const PATIENCE: Duration = Duration::from_secs(20);
 const INSIDE: &str = "BGPD_BIRD_CASE";
 
-const CASES: [(&str, fn()); 3] = [
+const CASES: [(&str, fn()); 4] = [
     ("ebgp_routes_of_both_families_go_both_ways", || both_ways(65001)),
     ("ibgp_routes_of_both_families_go_both_ways", || both_ways(65002)),
     ("bird_keeps_our_routes_when_we_are_killed", killed_and_back),
+    ("what_both_can_do_is_agreed_and_used", agreed),
 ];
 
 fn main() -> ExitCode {
@@ -114,6 +116,11 @@ struct Bird {
 
 impl Bird {
     fn start(our_asn: u32) -> Self {
+        Self::with(our_asn, "", "", "")
+    }
+
+    /// With more in the session, in its IPv4 channel, and beside both.
+    fn with(our_asn: u32, session: &str, channel: &str, beside: &str) -> Self {
         ip("link set lo up");
         ip("link add here type veth peer name there");
         ip("addr add 10.77.0.1/24 dev here");
@@ -126,11 +133,13 @@ impl Bird {
             protocol device {{ scan time 1; }}
             protocol static four {{ ipv4; route 198.51.100.0/24 blackhole; route 198.51.101.7/32 blackhole; }}
             protocol static six {{ ipv6; route 2001:db8:77::/48 blackhole; }}
+            {beside}
             protocol bgp margay {{
+                {session}
                 local 10.77.0.2 as 65002; neighbor 10.77.0.1 as {our_asn};
                 graceful restart on; graceful restart time 30; connect retry time 1; error wait time 1,2;
                 hold time 9; connect delay time 1;
-                ipv4 {{ import all; export filter {{ bgp_community.add((65002,7)); accept; }}; next hop address 10.77.0.2; }};
+                ipv4 {{ import all; export filter {{ bgp_community.add((65002,7)); accept; }}; next hop address 10.77.0.2; {channel} }};
                 ipv6 {{ import all; export all; next hop address fd77::2; }};
             }}"
         );
@@ -301,6 +310,73 @@ fn both_ways(asn: u32) {
     until("bird lets go of everything after a shutdown", || {
         !bird.routes().contains("10.65.0.1/32")
     });
+}
+
+/// ADD-PATH, extended messages, roles, long-lived graceful restart and enhanced refresh, with somebody else's implementation.
+fn agreed() {
+    let bird = Bird::with(
+        65001,
+        "local role provider; enable extended messages on; long lived graceful restart on; long lived stale time 600;",
+        "add paths on;",
+        "protocol static second { ipv4 { preference 190; }; route 198.51.100.0/24 blackhole; }",
+    );
+    let runtime = runtime();
+    let handle = runtime.block_on(async {
+        let mut config = config(65001, false);
+        config.graceful_restart.long_lived = Duration::from_secs(3600);
+        let peer = &mut config.peers[0];
+        peer.role = Some(Role::Customer);
+        peer.strict_role = true;
+        peer.extended_messages = true;
+        (peer.add_path_receive, peer.add_path_send) = (true, 4);
+        let (handle, mut events) = spawn(config).unwrap();
+        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        handle.set_originated(originate(&["10.65.0.1/32"])).await.unwrap();
+        handle
+    });
+    let two = || {
+        let query = RouteQuery {
+            prefix: Some(PrefixQuery::Exact("198.51.100.0/24".parse().unwrap())),
+            ..RouteQuery::default()
+        };
+        let routes = runtime.block_on(handle.routes(query)).unwrap();
+        let ids: std::collections::BTreeSet<_> = routes.iter().filter_map(|route| route.path_id).collect();
+        routes.len() == 2 && ids.len() == 2
+    };
+    until("both paths are here, by different names", two);
+    let neighbor = runtime.block_on(handle.neighbors()).unwrap().remove(0);
+    assert!(
+        neighbor.enhanced_refresh && neighbor.extended_messages,
+        "{neighbor:?}"
+    );
+    assert_eq!(neighbor.role.as_deref(), Some("customer"));
+    assert_eq!(neighbor.add_path_receive, [bgpd::Family::Ipv4Unicast]);
+    assert_eq!(neighbor.add_path_send, [bgpd::Family::Ipv4Unicast]);
+    let restart = neighbor.graceful_restart.unwrap();
+    assert_eq!(restart.long_lived[&bgpd::Family::Ipv4Unicast], 600);
+    until("bird has our route", || bird.routes().contains("10.65.0.1/32"));
+    let protocol = bird.ask("show protocols all margay");
+    for part in [
+        "Enhanced refresh",
+        "Extended message",
+        "Long-lived graceful restart",
+        "Role: customer",
+    ] {
+        assert_eq!(
+            protocol.matches(part).count(),
+            if part.contains(':') { 1 } else { 2 },
+            "{part}: {protocol}"
+        );
+    }
+    // A repetition takes nothing away, and the session stays.
+    assert!(runtime.block_on(handle.clear("bird", Clear::In)).unwrap());
+    assert!(runtime.block_on(handle.clear("bird", Clear::Out)).unwrap());
+    for _ in 0..20 {
+        assert!(two() && bird.routes().contains("10.65.0.1/32"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let neighbor = runtime.block_on(handle.neighbors()).unwrap().remove(0);
+    assert_eq!((neighbor.established_count, neighbor.stale), (1, 0));
 }
 
 /// Runs until killed; says `up` when the session is.
