@@ -114,6 +114,15 @@ impl Device {
         }
     }
 
+    /// Fails when the device has ended: a wrong configuration, or no such program.
+    pub(crate) fn assert_alive(&mut self) {
+        let ended = self.process.try_wait().unwrap();
+        assert!(
+            ended.is_none(),
+            "the device has ended ({ended:?}); BENCH_VERBOSE=1 shows what it said"
+        );
+    }
+
     /// Every process in the device's network namespace but the one that holds it.
     fn processes(&self) -> Vec<PathBuf> {
         let namespace = fs::read_link(format!("/proc/{}/ns/net", self.holder.id())).unwrap();

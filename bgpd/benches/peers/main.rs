@@ -92,8 +92,10 @@ fn usage(device: &Device, before: f64) -> String {
 
 /// One sender, one receiver, each in an AS of its own.
 async fn inject(name: &str, routes: &Routes, kind: &str) {
-    let device = Device::start(name, Scenario::Inject);
+    let mut device = Device::start(name, Scenario::Inject);
     let mut peers = Peers::new(routes);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    device.assert_alive();
     peers.connect(0, 65001).await;
     peers.connect(1, 65002).await;
     peers.settle().await;
@@ -125,8 +127,10 @@ async fn inject(name: &str, routes: &Routes, kind: &str) {
 
 /// Routes into the FIB of the device's namespace.
 async fn kernel(name: &str, routes: &Routes) {
-    let device = Device::start(name, Scenario::Kernel);
+    let mut device = Device::start(name, Scenario::Kernel);
     let mut peers = Peers::new(routes);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    device.assert_alive();
     peers.connect(0, 65001).await;
     peers.settle().await;
     let base = device.fib();
@@ -156,12 +160,13 @@ async fn reflector(name: &str, clients: usize) {
     const EACH: usize = 100;
     let routes = Routes::dense(clients * EACH);
     let started = Instant::now();
-    let device = Device::start(name, Scenario::Reflector(clients));
+    let mut device = Device::start(name, Scenario::Reflector(clients));
     let mut peers = Peers::new(&routes);
     for client in 0..clients {
         peers.start(client, 65000);
     }
     let up = peers.all_up(clients, PATIENCE).await;
+    device.assert_alive();
     say(
         name,
         &format!("{clients} sessions up after a start"),

@@ -27,8 +27,8 @@ use super::attributes::AttrId;
 use super::export::GroupKey;
 use super::table::{LOCAL, PeerIndex};
 use crate::wire::{
-    DecodeContext, FamilyContext, HEADER_LENGTH, Message, Nlri, PathAttributes, RefreshSubtype, RouteRefresh,
-    UpdateBuilder, frame,
+    DecodeContext, FamilyContext, HEADER_LENGTH, Message, Nlri, PathAttributes, Prefix, PrefixIter,
+    RefreshSubtype, RouteRefresh, UpdateBuilder, frame,
 };
 
 /// Who gets an entry.
@@ -75,9 +75,40 @@ pub(crate) struct Entry {
 struct Buckets {
     /// By set, rule and source: the place in `announce`, or that nothing can be sent.
     index: HashMap<(AttrId, Option<usize>, PeerIndex), Option<usize>>,
-    announce: Vec<(Arc<PathAttributes>, PeerIndex, Vec<Nlri>)>,
+    announce: Vec<(Arc<PathAttributes>, PeerIndex, List)>,
     withdraw: HashMap<Audience, usize>,
-    withdrawn: Vec<(Audience, Vec<Nlri>)>,
+    withdrawn: Vec<(Audience, List)>,
+}
+
+/// Paths, packed as on the wire: a sixth of what they take as values.
+#[derive(Debug, Default)]
+struct List {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl List {
+    fn push(&mut self, nlri: Nlri, with_id: bool) {
+        if with_id {
+            self.bytes.extend_from_slice(&nlri.path_id.to_be_bytes());
+        }
+        let octets = usize::from(nlri.prefix.length()).div_ceil(8);
+        self.bytes.push(nlri.prefix.length());
+        let (v4, v6);
+        let address: &[u8] = match nlri.prefix {
+            Prefix::V4(prefix) => {
+                v4 = prefix.bits().to_be_bytes();
+                &v4
+            }
+            Prefix::V6(prefix) => {
+                v6 = prefix.bits().to_be_bytes();
+                &v6
+            }
+        };
+        self.bytes
+            .extend_from_slice(address.get(..octets).unwrap_or(address));
+        self.count += 1;
+    }
 }
 
 /// Where one peer stands in its group.
@@ -176,7 +207,7 @@ impl Group {
             return *place;
         }
         let place = attributes(&self.key).map(|attributes| {
-            self.buckets.announce.push((attributes, source, Vec::new()));
+            self.buckets.announce.push((attributes, source, List::default()));
             self.buckets.announce.len() - 1
         });
         self.buckets.index.insert((attr, rule, source), place);
@@ -185,8 +216,9 @@ impl Group {
 
     /// Adds a path to a bucket of this batch.
     pub(crate) fn announce(&mut self, nlri: Nlri, bucket: usize) {
+        let with_ids = self.with_ids();
         if let Some((_, _, prefixes)) = self.buckets.announce.get_mut(bucket) {
-            prefixes.push(nlri);
+            prefixes.push(nlri, with_ids);
         }
     }
 
@@ -204,12 +236,13 @@ impl Group {
         {
             return;
         }
+        let with_ids = self.with_ids();
         let place = *self.buckets.withdraw.entry(audience).or_insert_with(|| {
-            self.buckets.withdrawn.push((audience, Vec::new()));
+            self.buckets.withdrawn.push((audience, List::default()));
             self.buckets.withdrawn.len() - 1
         });
         if let Some((_, prefixes)) = self.buckets.withdrawn.get_mut(place) {
-            prefixes.push(nlri);
+            prefixes.push(nlri, with_ids);
         }
     }
 
@@ -219,26 +252,38 @@ impl Group {
         let mut entries = Vec::new();
         for (audience, prefixes) in buckets.withdrawn {
             let mut out = BytesMut::new();
-            let packed = self.builder.withdraw(self.key.family, prefixes, &mut out);
+            let packed = self
+                .builder
+                .withdraw(self.key.family, self.iter(&prefixes), &mut out);
             entries.push(self.entry(out, packed.messages, audience));
         }
         for (attributes, source, prefixes) in buckets.announce {
-            if let Some(entry) = self.encode(&attributes, source, prefixes) {
+            if let Some(entry) = self.encode(&attributes, source, &prefixes) {
                 entries.push(entry);
             }
         }
         entries
     }
 
-    fn encode(&self, attributes: &PathAttributes, source: PeerIndex, prefixes: Vec<Nlri>) -> Option<Entry> {
-        if prefixes.is_empty() {
+    fn encode(&self, attributes: &PathAttributes, source: PeerIndex, prefixes: &List) -> Option<Entry> {
+        if prefixes.count == 0 {
             return None;
         }
-        let mut out = BytesMut::with_capacity((prefixes.len() * 5 + 128).min(128 * 1024));
+        let mut out = BytesMut::with_capacity((prefixes.bytes.len() + 128).min(128 * 1024));
         let packed = self
             .builder
-            .announce(self.key.family, attributes, prefixes, &mut out);
+            .announce(self.key.family, attributes, self.iter(prefixes), &mut out);
         Some(self.entry(out, packed.messages, Audience::Except(source)))
+    }
+
+    fn with_ids(&self) -> bool {
+        self.key.encode.family(self.key.family).add_path
+    }
+
+    fn iter<'a>(&self, list: &'a List) -> PrefixIter<'a> {
+        // What was packed here is valid.
+        PrefixIter::validate(&list.bytes, self.key.family, self.with_ids())
+            .unwrap_or_else(|_| PrefixIter::empty(self.key.family))
     }
 
     fn entry(&self, out: BytesMut, messages: usize, audience: Audience) -> Entry {
@@ -315,13 +360,14 @@ impl Group {
 
     /// During a walk: adds a path, and turns a full bucket into messages.
     pub(crate) fn walk_announce(&mut self, nlri: Nlri, bucket: usize, entries: &mut Vec<Entry>) {
+        let with_ids = self.with_ids();
         let Some((attributes, source, prefixes)) = self.buckets.announce.get_mut(bucket) else {
             return;
         };
-        prefixes.push(nlri);
-        if prefixes.len() >= WALK_BUCKET {
+        prefixes.push(nlri, with_ids);
+        if prefixes.count >= WALK_BUCKET {
             let (attributes, source, prefixes) = (Arc::clone(attributes), *source, std::mem::take(prefixes));
-            entries.extend(self.encode(&attributes, source, prefixes));
+            entries.extend(self.encode(&attributes, source, &prefixes));
         }
     }
 

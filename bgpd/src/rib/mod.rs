@@ -417,7 +417,7 @@ impl Rib {
             .map(|(i, _)| i)
             .collect();
         table!(self, family, table => for dirty in table.take_dirty() {
-            let prefix = dirty.prefix;
+            let prefix = dirty.prefix();
             let now = table.settle(prefix, |paths| order(paths, store, peers, *multipath));
             if *report_changes {
                 let (old, new) = (next_hops(&dirty.before, store), next_hops(&now, store));

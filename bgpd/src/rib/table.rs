@@ -180,8 +180,15 @@ pub enum Used {
     Nothing,
     /// One.
     One(Path),
-    /// Several, best first, and how many of them are in use.
-    Many(Box<[Path]>, u32),
+    /// Several. In a box, because there are as many of these as a batch changes, and nearly all of them are the other kinds.
+    Many(Box<Ranked>),
+}
+
+/// Several paths, best first, and how many of them are in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranked {
+    paths: Vec<Path>,
+    used: usize,
 }
 
 impl Used {
@@ -189,7 +196,10 @@ impl Used {
         match paths.get(..used.max(keep)).unwrap_or(paths) {
             [] => Self::Nothing,
             [one] => Self::One(*one),
-            many => Self::Many(many.into(), u32::try_from(used).unwrap_or(u32::MAX)),
+            many => Self::Many(Box::new(Ranked {
+                paths: many.to_vec(),
+                used,
+            })),
         }
     }
 
@@ -198,14 +208,14 @@ impl Used {
         match self {
             Self::Nothing => &[],
             Self::One(path) => std::slice::from_ref(path),
-            Self::Many(paths, _) => paths,
+            Self::Many(many) => &many.paths,
         }
     }
 
     /// The paths in use, best first.
     pub fn paths(&self) -> &[Path] {
         match self {
-            Self::Many(paths, used) => paths.get(..*used as usize).unwrap_or(paths),
+            Self::Many(many) => many.paths.get(..many.used).unwrap_or(&many.paths),
             few => few.ranked(),
         }
     }
@@ -218,11 +228,18 @@ impl Used {
 
 /// A slot that changed.
 #[derive(Clone, Debug)]
-pub struct Dirty {
-    /// Which.
-    pub prefix: Prefix,
+pub struct Dirty<A> {
+    address: A,
+    len: u8,
     /// What was used before.
     pub before: Used,
+}
+
+impl<A: Address> Dirty<A> {
+    /// Which.
+    pub fn prefix(&self) -> Prefix {
+        self.address.join(self.len)
+    }
 }
 
 /// What became of one announced or withdrawn path.
@@ -253,13 +270,25 @@ fn new_list(lists: &mut Vec<List>, free: &mut Vec<u32>, used: usize, paths: Vec<
     (lists.len() - 1) as u32
 }
 
+/// Parts of a table; a power of two.
+const PARTS: usize = 64;
+
+/// The part of a hash: bits that the part's own table looks at neither for the place nor for the tag.
+#[inline]
+fn part_of(hash: u64) -> usize {
+    (hash >> 40) as usize % PARTS
+}
+
 /// All destinations of one family.
 #[derive(Debug)]
 pub struct Table<A> {
-    slots: HashTable<Slot<A>>,
+    /// In parts by the hash, so that growing moves a part and not everything: the old and the new are in memory at once.
+    parts: Vec<HashTable<Slot<A>>>,
+    /// Slots in all parts.
+    filled: usize,
     lists: Vec<List>,
     free: Vec<u32>,
-    dirty: Vec<Dirty>,
+    dirty: Vec<Dirty<A>>,
     seed: u64,
     /// Slots that are only there until the next `settle`.
     empties: usize,
@@ -271,7 +300,8 @@ impl<A: Address> Table<A> {
     /// An empty table.
     pub fn new(seed: u64) -> Self {
         Self {
-            slots: HashTable::new(),
+            parts: (0..PARTS).map(|_| HashTable::new()).collect(),
+            filled: 0,
             lists: Vec::new(),
             free: Vec::new(),
             dirty: Vec::new(),
@@ -288,7 +318,7 @@ impl<A: Address> Table<A> {
 
     /// Destinations with at least one path.
     pub fn len(&self) -> usize {
-        self.slots.len() - self.empties
+        self.filled - self.empties
     }
 
     /// Whether there is no destination.
@@ -308,8 +338,12 @@ impl<A: Address> Table<A> {
             return Change::Absent;
         };
         let seed = self.seed;
-        let entry = self.slots.entry(
-            address.hash(len, seed),
+        let hash = address.hash(len, seed);
+        let Some(part) = self.parts.get_mut(part_of(hash)) else {
+            return Change::Absent;
+        };
+        let entry = part.entry(
+            hash,
             |slot| slot.address == address && slot.len == len,
             |slot| slot.address.hash(slot.len, seed),
         );
@@ -328,8 +362,10 @@ impl<A: Address> Table<A> {
                     slot.set_list(new_list(&mut self.lists, &mut self.free, 0, vec![path]));
                 }
                 vacant.insert(slot);
+                self.filled += 1;
                 self.dirty.push(Dirty {
-                    prefix,
+                    address,
+                    len,
                     before: Used::Nothing,
                 });
                 return Change::Added;
@@ -359,7 +395,8 @@ impl<A: Address> Table<A> {
             }
             if !slot.is(DIRTY) {
                 self.dirty.push(Dirty {
-                    prefix,
+                    address,
+                    len,
                     before: Used::of(&list.paths, list.used, self.keep),
                 });
                 slot.flags |= DIRTY;
@@ -384,7 +421,8 @@ impl<A: Address> Table<A> {
         }
         if !slot.is(DIRTY) {
             self.dirty.push(Dirty {
-                prefix,
+                address,
+                len,
                 before: Used::One(old),
             });
             slot.flags |= DIRTY;
@@ -403,9 +441,11 @@ impl<A: Address> Table<A> {
         let Some((address, len)) = A::split(prefix) else {
             return Change::Absent;
         };
-        let found = self.slots.find_mut(address.hash(len, self.seed), |slot| {
-            slot.address == address && slot.len == len
-        });
+        let hash = address.hash(len, self.seed);
+        let found = self
+            .parts
+            .get_mut(part_of(hash))
+            .and_then(|part| part.find_mut(hash, |slot| slot.address == address && slot.len == len));
         let Some(slot) = found else { return Change::Absent };
         let mut removed = Change::Absent;
         Self::remove_from(
@@ -422,7 +462,7 @@ impl<A: Address> Table<A> {
 
     /// Removes all paths that `drop` picks, telling each; one walk at memory speed.
     pub fn remove_where(&mut self, mut drop: impl FnMut(&Path) -> bool, mut told: impl FnMut(Path)) {
-        for slot in self.slots.iter_mut() {
+        for slot in self.parts.iter_mut().flat_map(HashTable::iter_mut) {
             Self::remove_from(
                 slot,
                 &mut self.lists,
@@ -439,7 +479,7 @@ impl<A: Address> Table<A> {
         slot: &mut Slot<A>,
         lists: &mut [List],
         free: &mut Vec<u32>,
-        dirty: &mut Vec<Dirty>,
+        dirty: &mut Vec<Dirty<A>>,
         (empties, keep): (&mut usize, usize),
         mut drop: impl FnMut(&Path) -> bool,
         mut told: impl FnMut(Path),
@@ -452,7 +492,8 @@ impl<A: Address> Table<A> {
             if drop(&path) {
                 if !slot.is(DIRTY) {
                     dirty.push(Dirty {
-                        prefix: slot.address.join(slot.len),
+                        address: slot.address,
+                        len: slot.len,
                         before: Used::One(path),
                     });
                 }
@@ -470,7 +511,8 @@ impl<A: Address> Table<A> {
         }
         if !slot.is(DIRTY) {
             dirty.push(Dirty {
-                prefix: slot.address.join(slot.len),
+                address: slot.address,
+                len: slot.len,
                 before: Used::of(&list.paths, list.used, keep),
             });
             slot.flags |= DIRTY;
@@ -498,7 +540,12 @@ impl<A: Address> Table<A> {
     /// Marks every path of `peer` stale (or fresh) without counting that as a change; tells how many there are.
     pub fn mark_stale(&mut self, peer: PeerIndex, stale: bool) -> usize {
         let mut marked = 0;
-        for slot in self.slots.iter_mut().filter(|slot| !slot.is(EMPTY)) {
+        for slot in self
+            .parts
+            .iter_mut()
+            .flat_map(HashTable::iter_mut)
+            .filter(|slot| !slot.is(EMPTY))
+        {
             if slot.is(MANY) {
                 let Some(list) = self.lists.get_mut(slot.value as usize) else {
                     continue;
@@ -519,15 +566,17 @@ impl<A: Address> Table<A> {
     /// changed): the decision runs anew.
     pub fn touch_all(&mut self) {
         for slot in self
-            .slots
+            .parts
             .iter_mut()
+            .flat_map(HashTable::iter_mut)
             .filter(|slot| !slot.is(EMPTY) && !slot.is(DIRTY) && slot.is(MANY))
         {
             let Some(list) = self.lists.get(slot.value as usize) else {
                 continue;
             };
             self.dirty.push(Dirty {
-                prefix: slot.address.join(slot.len),
+                address: slot.address,
+                len: slot.len,
                 before: Used::of(&list.paths, list.used, self.keep),
             });
             slot.flags |= DIRTY;
@@ -535,7 +584,7 @@ impl<A: Address> Table<A> {
     }
 
     /// The changed slots since the last call. Each must then be settled by [`Table::settle`].
-    pub fn take_dirty(&mut self) -> Vec<Dirty> {
+    pub fn take_dirty(&mut self) -> Vec<Dirty<A>> {
         std::mem::take(&mut self.dirty)
     }
 
@@ -546,15 +595,16 @@ impl<A: Address> Table<A> {
             return Used::Nothing;
         };
         let hash = address.hash(len, self.seed);
-        let entry = self
-            .slots
-            .find_entry(hash, |slot| slot.address == address && slot.len == len);
-        let Ok(mut entry) = entry else {
+        let Some(part) = self.parts.get_mut(part_of(hash)) else {
+            return Used::Nothing;
+        };
+        let Ok(mut entry) = part.find_entry(hash, |slot| slot.address == address && slot.len == len) else {
             return Used::Nothing;
         };
         let slot = entry.get_mut();
         if slot.is(EMPTY) {
             self.empties -= 1;
+            self.filled -= 1;
             entry.remove();
             return Used::Nothing;
         }
@@ -572,9 +622,10 @@ impl<A: Address> Table<A> {
     /// Gives memory back after a great withdrawal.
     pub fn shrink(&mut self) {
         let seed = self.seed;
-        if self.slots.capacity() > 1024 && self.slots.len() < self.slots.capacity() / 8 {
-            self.slots
-                .shrink_to(self.slots.len() * 2, |slot| slot.address.hash(slot.len, seed));
+        for part in &mut self.parts {
+            if part.capacity() > 64 && part.len() < part.capacity() / 8 {
+                part.shrink_to(part.len() * 2, |slot| slot.address.hash(slot.len, seed));
+            }
         }
         if self.free.len() == self.lists.len() {
             self.lists = Vec::new();
@@ -585,9 +636,7 @@ impl<A: Address> Table<A> {
     /// All paths to one destination, best first, and how many of them are used.
     pub fn get(&self, prefix: Prefix) -> Option<(Vec<Path>, usize)> {
         let (address, len) = A::split(prefix)?;
-        let slot = self.slots.find(address.hash(len, self.seed), |slot| {
-            slot.address == address && slot.len == len
-        })?;
+        let slot = self.find(address, len)?;
         let (paths, used) = self.view(slot);
         (!paths.is_empty()).then(|| (paths.to_vec(), used))
     }
@@ -595,9 +644,7 @@ impl<A: Address> Table<A> {
     /// The best path to one destination; the fast way.
     pub fn best(&self, prefix: Prefix) -> Option<Path> {
         let (address, len) = A::split(prefix)?;
-        let slot = self.slots.find(address.hash(len, self.seed), |slot| {
-            slot.address == address && slot.len == len
-        })?;
+        let slot = self.find(address, len)?;
         if slot.is(EMPTY) {
             None
         } else if slot.is(MANY) {
@@ -605,6 +652,12 @@ impl<A: Address> Table<A> {
         } else {
             Some(slot.single())
         }
+    }
+
+    fn find(&self, address: A, len: u8) -> Option<&Slot<A>> {
+        let hash = address.hash(len, self.seed);
+        let part = self.parts.get(part_of(hash))?;
+        part.find(hash, |slot| slot.address == address && slot.len == len)
     }
 
     fn view<'a>(&'a self, slot: &'a Slot<A>) -> (smallvec::SmallVec<[Path; 4]>, usize) {
@@ -622,7 +675,7 @@ impl<A: Address> Table<A> {
 
     /// Every destination with its paths, best first, and how many are used; in no order.
     pub fn for_each(&self, mut see: impl FnMut(Prefix, &[Path], usize)) {
-        for slot in &self.slots {
+        for slot in self.parts.iter().flatten() {
             if slot.is(EMPTY) {
                 continue;
             }
@@ -673,9 +726,9 @@ mod tests {
         let mut out: Vec<_> = dirty
             .into_iter()
             .map(|d| {
-                let now = table.settle(d.prefix, highest);
+                let now = table.settle(d.prefix(), highest);
                 (
-                    d.prefix.to_string(),
+                    d.prefix().to_string(),
                     d.before.best().map(|p| p.attr.0),
                     now.best().map(|p| p.attr.0),
                 )
@@ -689,6 +742,7 @@ mod tests {
     fn slots_are_as_small_as_promised() {
         assert_eq!(size_of::<Slot<u32>>(), 12);
         assert_eq!(size_of::<Slot<[u32; 4]>>(), 24);
+        assert_eq!(size_of::<Dirty<u32>>(), 24);
     }
 
     #[test]
@@ -810,7 +864,7 @@ mod tests {
             table.announce(p(text), path(1, i as u32));
         }
         for dirty in table.take_dirty() {
-            table.settle(dirty.prefix, highest);
+            table.settle(dirty.prefix(), highest);
         }
         for (i, text) in prefixes.iter().enumerate() {
             assert_eq!(table.best(p(text)), Some(path(1, i as u32)), "{text}");
