@@ -241,6 +241,28 @@ impl Client {
         .await
     }
 
+    /// What [`Client::apply`] would do, without doing it: the object as it is stored, and as it would be.
+    ///
+    /// # Errors
+    /// As `apply`.
+    pub async fn preview(&self, resource: impl Into<Resource>) -> Result<(Option<Record>, Record)> {
+        let resource = resource.into();
+        let key = key_of_resource(&resource)?;
+        let wanted = wanted_version(&resource)?;
+        let entry = self.store.get(&key).await?;
+        match entry.as_ref() {
+            None if wanted.is_some() => Err(not_found(&resource)),
+            None => Ok((None, newborn(resource))),
+            Some(entry) if wanted.is_some_and(|wanted| wanted != entry.mod_revision) => {
+                Err(changed(&resource, entry.mod_revision))
+            }
+            Some(entry) => {
+                let old = record(entry)?;
+                Ok((Some(old.clone()), succeed(old, &resource)?))
+            }
+        }
+    }
+
     /// Reads an object, lets `change` change it, writes it; from the start again if somebody else was quicker. `change`
     /// may run more than once.
     ///

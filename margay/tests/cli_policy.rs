@@ -117,3 +117,88 @@ spec: {{node: host1, orchestrator: margay, workload: {name}, endpoint: eth0, int
         )
         .is(0, "<stdin>: 1 of 1 hold\n", "");
 }
+
+const WORLD: &str = "\
+apiVersion: projectcalico.org/v3
+kind: Profile
+metadata: {name: kns.shop}
+spec: {ingress: [{action: Allow}], egress: [{action: Allow}]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: host1-margay-front-eth0, namespace: shop, labels: {app: front}}
+spec: {node: host1, orchestrator: margay, workload: front, endpoint: eth0, interfaceName: cali1, ipNetworks: [10.0.0.1/32], profiles: [kns.shop]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: host1-margay-web-eth0, namespace: shop, labels: {app: web}}
+spec: {node: host1, orchestrator: margay, workload: web, endpoint: eth0, interfaceName: cali2, ipNetworks: [10.0.0.2/32], profiles: [kns.shop]}
+";
+
+#[test]
+fn diff_shows_objects_and_flows_and_writes_nothing() {
+    let world = World::new();
+    world.file("world.yaml", WORLD);
+    world.file("policy.yaml", POLICY);
+    world.ok(&["apply", "-f", "world.yaml"]);
+    let closed = "policies of tier default select the endpoint for ingress, no rule of them matches, and the tier ends with Deny";
+    let flows = format!(
+        "
+Flows of existing endpoints that change:
+NOW     FROM               TO        TRAFFIC                                   BECAUSE
+DENIED  any other address  shop/web  all traffic (IPv4)                        {closed}
+DENIED  shop/front         shop/web  TCP 0-79,81-65535, other protocols (IPv4)  {closed}
+"
+    );
+    let flows = flows
+        .replace(
+            "(IPv4)                        p",
+            "(IPv4)                         p",
+        )
+        .replace(
+            "TRAFFIC                                   B",
+            "TRAFFIC                                    B",
+        );
+    world
+        .run(&["diff", "-f", "policy.yaml"])
+        .is(0, &format!("networkpolicy/shop/web created\n{flows}"), "");
+    world.run(&["apply", "--dry-run=server", "-f", "policy.yaml"]).is(
+        0,
+        &format!("networkpolicy/shop/web created (dry run)\n{flows}"),
+        "",
+    );
+    assert_eq!(world.run(&["get", "np", "-n", "shop", "-o", "name"]).out, "");
+
+    world.ok(&["apply", "-f", "policy.yaml"]);
+    world.run(&["diff", "--exit-code", "-f", "policy.yaml"]).is(
+        0,
+        "no object would change\nno flow between existing endpoints changes\n",
+        "",
+    );
+    world.file("wider.yaml", &POLICY.replace("ports: [80]", "ports: [80, 443]"));
+    world.run(&["diff", "--exit-code", "-f", "wider.yaml"]).is(
+        1,
+        "\
+networkpolicy/shop/web changed
+  spec.ingress[0].destination.ports[1]: new: 443
+
+Flows of existing endpoints that change:
+NOW      FROM        TO        TRAFFIC         BECAUSE
+allowed  shop/front  shop/web  TCP 443 (IPv4)  ingress rule 1 (Allow) of NetworkPolicy shop/web of tier default (wider.yaml:7)
+",
+        "",
+    );
+    let found: Value =
+        serde_json::from_str(&world.ok(&["diff", "-f", "wider.yaml", "-o", "json"])).expect("JSON");
+    assert_eq!(
+        found,
+        json!({
+            "objects": [{"kind": "NetworkPolicy", "namespace": "shop", "name": "web", "change": "changed",
+                         "fields": [{"field": "spec.ingress[0].destination.ports[1]", "after": 443}]}],
+            "flows": {"incomplete": false, "changes": [{
+                "allowed": true, "from": ["shop/front"], "to": ["shop/web"], "traffic": ["TCP 443"], "families": [4],
+                "direction": "ingress",
+                "because": "ingress rule 1 (Allow) of NetworkPolicy shop/web of tier default (wider.yaml:7)"}]},
+        })
+    );
+}

@@ -15,11 +15,13 @@
 //! compile    that world as a small program for a kernel
 //! explain    why a packet passes or not, and what would change that
 //! judge      the program made ready for very many questions
+//! difference which flows a change of policy lets pass or stops
 //! assertions files that say who must reach whom
 //! ```
 
 pub mod assertions;
 pub mod compile;
+pub mod difference;
 pub mod eval;
 pub mod explain;
 pub mod judge;

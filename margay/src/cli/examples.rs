@@ -51,6 +51,15 @@ Examples:
 
 Nothing is read from the datastore and no daemon is needed.";
 
+pub(super) const DIFF: &str = "\
+Examples:
+  margay diff -f policy.yaml
+  margay diff -R -f manifests/ -o json
+  margay diff -f policy.yaml --exit-code > /dev/null || echo it would change something
+
+Nothing is written. Flows are those between workloads that exist, and between them and addresses that rules name: verdicts
+change only where rules draw a line, so each stretch between two lines is asked once, in both worlds.";
+
 pub(super) const EXPLAIN: &str = "\
 Examples:
   margay explain --from client --to web --port 80

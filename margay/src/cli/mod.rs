@@ -6,6 +6,7 @@
 mod bgp;
 mod columns;
 mod completions;
+mod diff;
 pub(crate) mod examples;
 mod explain;
 mod ipam;
@@ -102,6 +103,9 @@ enum Verb {
     /// Check files without writing anything
     #[command(after_help = examples::VALIDATE)]
     Validate(resources::ValidateArgs),
+    /// What applying files would change: objects, and which flows would pass or no longer pass
+    #[command(after_help = examples::DIFF)]
+    Diff(diff::DiffArgs),
     /// Why a packet passes or not: tier, policy, rule, source line
     #[command(after_help = examples::EXPLAIN)]
     Explain(explain::ExplainArgs),
@@ -202,6 +206,7 @@ async fn dispatch(global: &Global, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Get(args) => resources::show(global, &args).await,
         Verb::Patch(args) => resources::patch(global, &args).await,
         Verb::Label(args) => resources::label(global, &args).await,
+        Verb::Diff(args) => diff::run(global, &args).await,
         Verb::Explain(args) => explain::run(global, &args).await,
         Verb::Policy(verb) => policies::run(global, verb).await,
         Verb::Node(verb) => node::run(global, verb).await,

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::columns::{self, Context};
+use super::diff;
 use super::output::{emit, emit_line, to_yaml};
 
 /// How standard input is called where a file has its name.
@@ -44,6 +45,16 @@ pub(super) struct WriteArgs {
     /// With create: leave alone what exists already
     #[arg(long)]
     skip_exists: bool,
+    /// With apply: check against the datastore and show what would change, and write nothing
+    #[arg(long, value_name = "server")]
+    dry_run: Option<DryRun>,
+}
+
+/// Where a dry run looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DryRun {
+    /// Into the datastore.
+    Server,
 }
 
 #[derive(Debug, Args)]
@@ -214,6 +225,11 @@ fn read(files: &[PathBuf], recursive: bool, namespace: &str) -> anyhow::Result<(
     Ok((manifests, refused))
 }
 
+/// As [`read`], for those who have the words of the command line.
+pub(super) fn read_files(files: &Files) -> anyhow::Result<(Vec<Manifest>, bool)> {
+    read(&files.files, files.recursive, &files.namespace)
+}
+
 /// The texts behind the words after `-f`, with the names they have in messages.
 pub(super) fn texts(files: &[PathBuf], recursive: bool) -> anyhow::Result<Vec<(String, String)>> {
     let mut found = Vec::new();
@@ -291,7 +307,7 @@ fn display(resource: &Resource) -> String {
     named(resource.kind(), metadata.namespace.as_deref(), &metadata.name)
 }
 
-fn named(kind: Kind, namespace: Option<&str>, name: &str) -> String {
+pub(super) fn named(kind: Kind, namespace: Option<&str>, name: &str) -> String {
     let kind = kind.name().to_lowercase();
     match namespace {
         Some(namespace) => format!("{kind}/{namespace}/{name}"),
@@ -299,7 +315,7 @@ fn named(kind: Kind, namespace: Option<&str>, name: &str) -> String {
     }
 }
 
-fn exit(refused: bool) -> ExitCode {
+pub(super) fn exit(refused: bool) -> ExitCode {
     if refused {
         ExitCode::FAILURE
     } else {
@@ -324,6 +340,10 @@ pub(super) async fn write(global: &Global, mode: Mode, args: &WriteArgs) -> anyh
         return Ok(exit(refused));
     }
     let client = Client::new(global.store().await?);
+    if args.dry_run.is_some() {
+        anyhow::ensure!(mode == Mode::Apply, "--dry-run is for apply");
+        return diff::dry_run(&client, manifests, refused).await;
+    }
     for mut manifest in manifests {
         note_source(&client, &mut manifest).await?;
         let name = display(&manifest.resource);
@@ -564,7 +584,7 @@ async fn default_as(client: &Client, kind: Kind) -> u32 {
         .0
 }
 
-fn exported(mut object: Value) -> Value {
+pub(super) fn exported(mut object: Value) -> Value {
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         for field in ["uid", "resourceVersion", "creationTimestamp", "generation"] {
             metadata.remove(field);

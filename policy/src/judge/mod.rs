@@ -25,6 +25,7 @@ pub struct Judge {
     tiers: Vec<String>,
     bodies: Vec<Body>,
     sets: Vec<Set>,
+    set_at: HashMap<SetId, usize>,
 }
 
 /// A verdict and where it was found; small, to be kept by the million.
@@ -123,14 +124,23 @@ impl Set {
 }
 
 /// An address as a number; the families overlap.
-fn number(address: IpAddr) -> u128 {
+pub(crate) fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u32::from(address).into(),
         IpAddr::V6(address) => u128::from(address),
     }
 }
 
-fn range(net: IpNetwork) -> (u128, u128) {
+pub(crate) fn address(family: IpVersion, number: u128) -> IpAddr {
+    match family {
+        // What `number` made of an IPv4 address fits.
+        IpVersion::V4 => IpAddr::V4(u32::try_from(number).unwrap_or(u32::MAX).into()),
+        IpVersion::V6 => IpAddr::V6(number.into()),
+    }
+}
+
+/// First and last address of a network, as numbers.
+pub(crate) fn range(net: IpNetwork) -> (u128, u128) {
     match net {
         IpNetwork::V4(net) => (u32::from(net.network()).into(), u32::from(net.broadcast()).into()),
         IpNetwork::V6(net) => (u128::from(net.network()), u128::from(net.broadcast())),
@@ -202,7 +212,9 @@ impl Judge {
                 Some((id.clone(), [ingress, egress]))
             })
             .collect();
+        let set_at = set_at.into_iter().map(|(id, at)| (id.clone(), at)).collect();
         Self {
+            set_at,
             endpoints,
             groups,
             tiers,
@@ -215,6 +227,13 @@ impl Judge {
     /// The program behind it.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// Whether an address is in a set of addresses or networks.
+    pub(crate) fn set_contains(&self, id: &SetId, address: IpAddr) -> bool {
+        (self.set_at.get(id))
+            .and_then(|at| self.sets.get(*at))
+            .is_some_and(|set| set.contains(address))
     }
 
     /// Decides about one packet at one endpoint.
