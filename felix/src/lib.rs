@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod calc;
 pub mod config;
+pub mod flowlog;
 pub mod linkmon;
 pub mod nft;
 pub mod reconcile;

@@ -202,3 +202,69 @@ allowed  shop/front  shop/web  TCP 443 (IPv4)  ingress rule 1 (Allow) of Network
         })
     );
 }
+
+#[test]
+fn compile_says_what_is_looked_up_and_what_is_not_and_why() {
+    let world = World::new();
+    world.file("world.yaml", WORLD);
+    let ports: String = (0..60)
+        .map(|port| {
+            format!(
+                "    - {{action: Allow, protocol: TCP, destination: {{ports: [{}]}}}}\n",
+                8000 + port
+            )
+        })
+        .collect();
+    let policy = format!(
+        "\
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {{name: web, namespace: shop}}
+spec:
+  selector: app == 'web'
+  ingress:
+    - {{action: Deny, source: {{nets: [192.0.2.0/24]}}}}
+{ports}"
+    );
+    world.file("policy.yaml", &policy);
+    world.ok(&["apply", "-f", "world.yaml"]);
+    world.ok(&["apply", "-f", "policy.yaml"]);
+    let said = world.ok(&["policy", "compile", "--node", "host1", "--explain"]);
+    let expected = "\
+2 workload endpoints share 3 lists of policies, 63 rules in all
+
+LIST                        DIRECTION  RULES  ENTERED     ASKED AT MOST
+NetworkPolicy shop/web      ingress    61     by port     2
+Profile kns.shop            egress     1      one by one  1
+Profile kns.shop            ingress    1      one by one  1
+tier default (1 policies)   ingress    61     one by one  61
+";
+    assert!(
+        said.starts_with(expected.split("\n\n").next().expect("a line")),
+        "{said}"
+    );
+    for line in expected.lines().skip(3).take(3) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let found = said
+            .lines()
+            .any(|line| line.split_whitespace().collect::<Vec<_>>() == words);
+        assert!(found, "{line} in\n{said}");
+    }
+    assert!(
+        said.contains(
+            "NetworkPolicy shop/web, ingress: entered by port; every packet is also asked about 1 rule:\n  \
+             NetworkPolicy shop/web ingress rule 1: it names no destination port\n"
+        ),
+        "{said}"
+    );
+    let json: Value = serde_json::from_str(&world.ok(&["policy", "compile", "-o", "json"])).expect("JSON");
+    assert_eq!(
+        (&json["endpoints"], &json["groups"], &json["rules"]),
+        (&json!(2), &json!(3), &json!(63))
+    );
+    world.run(&["policy", "compile", "--node", "elsewhere"]).is(
+        1,
+        "",
+        "margay: node elsewhere has no workloads, so nothing is compiled for it\n",
+    );
+}

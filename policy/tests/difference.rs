@@ -16,7 +16,10 @@ use serde_json::{Value, json};
 use world::*;
 
 fn model(objects: &[Value]) -> Model {
-    let resources: Vec<Resource> = objects.iter().map(|o| Resource::from_json(o).unwrap()).collect();
+    let resources: Vec<Resource> = objects
+        .iter()
+        .map(|o| Resource::from_json(o).expect("an object"))
+        .collect();
     Model::from_resources(&resources).0
 }
 

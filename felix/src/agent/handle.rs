@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use ipnetwork::IpNetwork;
-use policy::model::EndpointId;
+use policy::model::{EndpointId, Model};
 use tokio::sync::{Notify, watch};
 
 use crate::status::{RouteView, Status};
@@ -111,6 +111,8 @@ pub(crate) struct Shared {
     pub(crate) status: ArcSwap<Status>,
     /// Written by the agent.
     pub(crate) routes: ArcSwap<Vec<RouteView>>,
+    /// Written by the agent.
+    pub(crate) model: ArcSwap<Model>,
 }
 
 impl Shared {
@@ -180,6 +182,11 @@ impl AgentHandle {
     /// The routes that the agent wants, with what became of each.
     pub fn routes(&self) -> Arc<Vec<RouteView>> {
         self.shared.routes.load_full()
+    }
+
+    /// What the agent's table was made from last.
+    pub fn model(&self) -> Arc<Model> {
+        self.shared.model.load_full()
     }
 
     /// A counter that moves whenever [`AgentHandle::status`] was renewed.

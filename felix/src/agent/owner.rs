@@ -413,6 +413,7 @@ impl Owner {
         }
         self.kernel.routes.want_only(Class::Local, local);
         self.kernel.routes.want_only(Class::Blackhole, blackholes);
+        self.shared.model.store(Arc::clone(&desired.model));
         self.desired = Some(desired);
         self.stale = false;
     }

@@ -18,6 +18,7 @@ mod routes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use datastore::key::Key;
 use ipnetwork::IpNetwork;
@@ -92,6 +93,8 @@ pub struct LocalEndpoint {
 /// What this node should have.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
+    /// What it was all made from, for those who give names to what the kernel says.
+    pub model: Arc<Model>,
     /// The policy, compiled: what [`Desired::table`] is rendered from, and what tracked connections are judged by.
     pub program: Program,
     /// The policy as the kernel's table.
@@ -278,6 +281,7 @@ pub fn calculate(world: &World, config: &AgentConfig, quarantine: &BTreeMap<Stri
     problems.sort();
     problems.dedup();
     Desired {
+        model: Arc::new(model),
         program,
         table,
         routes,

@@ -150,7 +150,7 @@ impl Index<'_> {
     }
 
     /// All protocols and destination ports with which a packet can match the rule, if they are few.
-    fn ports_of(&self, rule: &Rule) -> Option<Vec<(u8, u16)>> {
+    pub(super) fn ports_of(&self, rule: &Rule) -> Option<Vec<(u8, u16)>> {
         let protocol = rule.matches.iter().find_map(|condition| match condition {
             Match::Protocol {
                 protocol,
@@ -192,7 +192,7 @@ impl Index<'_> {
     }
 
     /// All peers with which a packet can match the rule, if they are few and named one by one.
-    fn peers_of(&self, rule: &Rule) -> Option<Vec<IpAddr>> {
+    pub(super) fn peers_of(&self, rule: &Rule) -> Option<Vec<IpAddr>> {
         rule.matches.iter().find_map(|condition| match condition {
             Match::Net {
                 side,

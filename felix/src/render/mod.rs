@@ -26,6 +26,7 @@
 mod index;
 mod lists;
 mod policy;
+mod report;
 mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,15 +35,18 @@ use ipnetwork::IpNetwork;
 use policy::chain_names;
 
 use crate::config::{AgentConfig, TABLE, TABLE_COMMENT};
+use crate::flowlog::{self, Reason, Tag};
 use crate::nft::ruleset::{
-    Base, Chain, ChainType, CtStates, Element, Field, Hook, KeyType, Limit, Log, Map, MarkSource, Match, Op,
-    Policy, RateUnit, Rule, Set, Statement, Table, Value, Verdict,
+    Base, Chain, ChainType, CtStates, Element, Field, Hook, KeyType, LOG_PREFIX_MAX, Limit, Log, Map,
+    MarkSource, Match, Op, Policy, RateUnit, Rule, Set, Statement, Table, Value, Verdict,
 };
 
 use ::policy::compile::Program;
 
+pub use report::{LinearRule, ListReport, Report, SetCount, report};
+
 /// NFLOG group of everything that is logged.
-pub const LOG_GROUP: u16 = 1;
+pub const LOG_GROUP: u16 = flowlog::GROUP;
 /// Bytes of a logged packet that are copied: both headers of any packet we police.
 const LOG_SNAPLEN: u32 = 96;
 /// Before fragments are put together (`NF_IP_PRI_RAW_BEFORE_DEFRAG`), and so before connection tracking too. They are
@@ -102,21 +106,27 @@ fn drop_rule(comment: &str) -> Rule {
     Rule::new().counter().verdict(Verdict::Drop).comment(comment)
 }
 
-/// Tells the log group about a packet that is about to be dropped, at most a hundred times a second.
-fn log_rule(prefix: String) -> Rule {
-    Rule::new()
-        .then(Limit {
-            rate: 100,
-            per: RateUnit::Second,
-            burst: 100,
-            over: false,
-        })
-        .then(Log {
-            group: LOG_GROUP,
-            prefix,
-            snaplen: Some(LOG_SNAPLEN),
-            queue_threshold: Some(10),
-        })
+/// Tells the log group about a packet that is about to be dropped.
+fn log_rule(reason: Reason) -> Rule {
+    let tag = Tag { denied: true, reason };
+    said(&tag).into_iter().fold(Rule::new(), Rule::then)
+}
+
+/// Tells the log group about a packet, at most a hundred times a second for each place that says it.
+fn said(tag: &Tag) -> [Statement; 2] {
+    let limit = Limit {
+        rate: 100,
+        per: RateUnit::Second,
+        burst: 100,
+        over: false,
+    };
+    let log = Log {
+        group: LOG_GROUP,
+        prefix: policy::fit(tag.to_string(), LOG_PREFIX_MAX),
+        snaplen: Some(LOG_SNAPLEN),
+        queue_threshold: Some(10),
+    };
+    [limit.into(), log.into()]
 }
 
 /// Interface names are checked when an endpoint is taken in; one that is none has no way into a map.
@@ -163,7 +173,7 @@ fn sources(input: &Input<'_>, table: &mut Table) {
             );
         }
         chain = chain
-            .rule(log_rule("D|source|".into()))
+            .rule(log_rule(Reason::Source))
             .rule(drop_rule("foreign source"));
         table.add_chain(chain);
         wide.insert(Element::one(interface), Verdict::Goto(name));
@@ -204,7 +214,7 @@ fn sources(input: &Input<'_>, table: &mut Table) {
                 fields: vec![Field::Iifname],
                 map: "source-wide".into(),
             }))
-            .rule(log_rule("D|source|".into()))
+            .rule(log_rule(Reason::Source))
             .rule(drop_rule("foreign source")),
     );
     table.add_chain(
@@ -337,7 +347,7 @@ fn host(input: &Input<'_>, table: &mut Table) {
     match input.host_action {
         HostAction::Drop => {
             chain = chain
-                .rule(log_rule("D|host|".into()))
+                .rule(log_rule(Reason::Host))
                 .rule(drop_rule("defaultEndpointToHostAction"));
         }
         HostAction::Accept => {

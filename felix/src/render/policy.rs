@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use policy::compile::{
     Action, GroupId, Match as Condition, Policy, PolicyId, Program, Rule as Compiled, Side, TierChain,
-    TierEnd,
+    TierEnd, policy_id,
 };
 use policy::model::PolicyKind;
 use policy::packet::{Direction, IpVersion};
 
 use super::index::Item;
 use super::lists::{self, List};
-use super::{Input, LOG_GROUP, LOG_SNAPLEN, drop_rule, log_rule};
+use super::{Input, drop_rule, log_rule, said};
+use crate::flowlog::{Reason, Tag};
 use crate::nft::ruleset::{
-    COMMENT_MAX, Chain, Element, Field, LOG_PREFIX_MAX, Log, MarkSource, Match, Op, Rule, Statement, Table,
-    Value, Verdict,
+    COMMENT_MAX, Chain, Element, Field, MarkSource, Match, Op, Rule, Statement, Table, Value, Verdict,
 };
 
 /// Chain that a passed packet goes through on its way out of a tier.
@@ -70,10 +70,12 @@ pub(super) fn add(input: &Input<'_>, table: &mut Table) {
             chain = chain.rule(Rule::new().verdict(Verdict::Jump(body_name(profile, group.direction))));
             bodies.insert((profile.clone(), group.direction));
         }
-        let prefix = format!("D|{}|profiles", group.direction.as_str());
+        let reason = Reason::NoMatch {
+            direction: group.direction,
+        };
         table.add_chain(guarded(
             input,
-            chain.rule(log_rule(prefix)).rule(drop_rule("nothing allowed it")),
+            chain.rule(log_rule(reason)).rule(drop_rule("nothing allowed it")),
         ));
     }
     for (tier, direction) in tiers.into_values() {
@@ -173,15 +175,18 @@ impl List for TierList<'_> {
             TierEnd::Deny => {
                 let tier = &self.tier.tier;
                 let comment = fit(format!("end of tier {tier}"), COMMENT_MAX);
-                let prefix = fit(format!("D|{}|{tier}", self.direction.as_str()), LOG_PREFIX_MAX);
-                chain.rule(log_rule(prefix)).rule(drop_rule(&comment))
+                let reason = Reason::TierEnd {
+                    direction: self.direction,
+                    tier: tier.clone(),
+                };
+                chain.rule(log_rule(reason)).rule(drop_rule(&comment))
             }
         }
     }
 }
 
 /// Cuts a text of names, which are ASCII by the API's rules, to what the kernel carries.
-fn fit(mut text: String, longest: usize) -> String {
+pub(super) fn fit(mut text: String, longest: usize) -> String {
     text.retain(|c| c.is_ascii_graphic() && c != '"' || c == ' ');
     text.truncate(longest);
     text
@@ -211,6 +216,17 @@ impl List for RuleWriter<'_> {
         let rules = self.policy.rules(self.direction);
         for rule in items.iter().filter_map(|number| rules.get(*number)) {
             for statements in self.alternatives(rule) {
+                if rule.action == Action::Deny {
+                    // A rule of its own: a limit that is used up ends its rule, and must not end the one that drops.
+                    let mut line = Rule {
+                        statements: statements.clone(),
+                        comment: None,
+                    };
+                    for statement in said(&self.tag(rule)) {
+                        line = line.then(statement);
+                    }
+                    chain = chain.rule(line);
+                }
                 let mut line = Rule {
                     statements,
                     comment: Some(self.comment(rule)),
@@ -238,6 +254,17 @@ impl RuleWriter<'_> {
         head
     }
 
+    fn tag(&self, rule: &Compiled) -> Tag {
+        Tag {
+            denied: rule.action == Action::Deny,
+            reason: Reason::Rule {
+                direction: self.direction,
+                policy: policy_id(&self.policy.key).to_string(),
+                rule: rule.index + 1,
+            },
+        }
+    }
+
     fn action(&self, rule: &Compiled) -> Vec<Statement> {
         match rule.action {
             Action::Allow => vec![Statement::Counter, Verdict::Accept.into()],
@@ -249,21 +276,8 @@ impl RuleWriter<'_> {
                 Verdict::Return.into(),
             ],
             Action::Log => {
-                let text = format!(
-                    "L|{}|{}|{}",
-                    self.direction.as_str(),
-                    self.policy.key,
-                    rule.index + 1
-                );
-                vec![
-                    Statement::Counter,
-                    Statement::Log(Log {
-                        group: LOG_GROUP,
-                        prefix: fit(text, LOG_PREFIX_MAX),
-                        snaplen: Some(LOG_SNAPLEN),
-                        queue_threshold: Some(10),
-                    }),
-                ]
+                let [limit, log] = said(&self.tag(rule));
+                vec![Statement::Counter, limit, log]
             }
         }
     }

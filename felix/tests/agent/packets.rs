@@ -1,12 +1,18 @@
 //! What packets see.
 
-use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use felix::flowlog::{GROUP, Reader};
+use policy::compile::policy_id;
+use policy::model::{PolicyKey, PolicyKind};
+use policy::packet::Packet;
 
 use crate::common::Named;
 use crate::node::{Node, Workload, answers, eventually, run, try_run, within, workload};
@@ -31,6 +37,7 @@ pub(crate) const TESTS: &[Named] = &[
         cut,
     ),
     ("a_restart_loses_no_packet_and_lets_none_through", restart),
+    ("dropped_packets_are_told_with_what_decided", told),
 ];
 
 pub(crate) fn pair(node: &mut Node) -> (Workload, Workload) {
@@ -96,7 +103,7 @@ fn as_policy_says() {
 }
 
 /// Datagrams that arrive at a workload's port.
-fn receiver(workload: &Workload, address: std::net::IpAddr) -> UdpSocket {
+fn receiver(workload: &Workload, address: IpAddr) -> UdpSocket {
     let socket = workload
         .netns
         .run(|| UdpSocket::bind((address, 9)).unwrap())
@@ -397,4 +404,93 @@ fn restart() {
         let _ = probe.send_to(b"x", denied[0]);
         a.pings(b.v4())
     });
+}
+
+/// What the group says, as `tag: packet`, each text once; waits until all of `wanted` were said.
+fn hear(runtime: &tokio::runtime::Runtime, reader: &mut Reader, wanted: &[String]) -> BTreeSet<String> {
+    let mut heard = BTreeSet::new();
+    let listen = async {
+        while !wanted.iter().all(|text| heard.contains(text)) {
+            for record in reader.next().await.unwrap().records {
+                let mut packet = record.packet;
+                // Whatever port the client got.
+                packet.src_port = packet.src_port.map(|_| 1);
+                assert!(
+                    record
+                        .at
+                        .elapsed()
+                        .is_ok_and(|age| age < Duration::from_secs(3600))
+                );
+                heard.insert(format!("{}: {packet}", record.tag));
+            }
+        }
+    };
+    let done = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), listen).await });
+    assert!(done.is_ok(), "{heard:#?} lacks some of {wanted:#?}");
+    heard
+}
+
+fn told() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let open = || runtime.block_on(async { Reader::open(GROUP) });
+    let mut reader = open().unwrap();
+    let second = open().map(drop).unwrap_err();
+    assert_eq!(
+        second.kind(),
+        std::io::ErrorKind::PermissionDenied,
+        "a group has one listener"
+    );
+    let mut node = Node::new();
+    let (a, b) = pair(&mut node);
+    b.serve(80);
+    b.serve(82);
+    node.apply(
+        "GlobalNetworkPolicy",
+        "globalnetworkpolicies/web",
+        json!({"selector": "app == 'b'", "types": ["Ingress"],
+               "ingress": [{"action": "Log", "protocol": "TCP", "destination": {"ports": [80]}},
+                           {"action": "Deny", "protocol": "TCP", "destination": {"ports": [81]}},
+                           {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80, 82]}}]}),
+    );
+    let key = PolicyKey {
+        kind: PolicyKind::GlobalNetworkPolicy,
+        namespace: None,
+        name: "web".into(),
+    };
+    let id = policy_id(&key);
+    for to in [b.v4(), b.v6()] {
+        assert!(a.connect(to, 80).is_some());
+        assert!(a.connect(to, 82).is_some());
+        assert!(a.connect(to, 81).is_none());
+        assert!(a.connect(to, 83).is_none());
+        assert!(!a.pings(to));
+    }
+    let flow = |to: IpAddr, port: u16| {
+        let from = if to.is_ipv4() { a.v4() } else { a.v6() };
+        Packet::with_ports(policy::packet::Protocol::TCP, from, 1, to, port)
+    };
+    let mut wanted = Vec::new();
+    for to in [b.v4(), b.v6()] {
+        wanted.push(format!("L|ingress|rule|{id}|1: {}", flow(to, 80)));
+        wanted.push(format!("D|ingress|rule|{id}|2: {}", flow(to, 81)));
+        wanted.push(format!("D|ingress|tier|default: {}", flow(to, 83)));
+    }
+    wanted.push(format!(
+        "D|ingress|tier|default: {}",
+        Packet::icmp(a.v4(), b.v4(), 8, 0)
+    ));
+    wanted.push(format!(
+        "D|ingress|tier|default: {}",
+        Packet::icmp(a.v6(), b.v6(), 128, 0)
+    ));
+    let heard = hear(&runtime, &mut reader, &wanted);
+    // What is allowed without a Log is not told, and of an established connection nothing is.
+    let others: Vec<&String> = heard
+        .iter()
+        .filter(|text| text.contains(":82") || text.contains("]:82"))
+        .collect();
+    assert_eq!(others, Vec::<&String>::new());
 }

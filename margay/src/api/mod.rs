@@ -148,3 +148,75 @@ pub struct BgpStatus {
     /// Routes learned and in use.
     pub learned: usize,
 }
+
+/// A packet that policy dropped, or that a `Log` rule names: one line of `GET /v1/flows`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flow {
+    /// When, RFC 3339.
+    pub time: String,
+    /// `denied`, or `logged` where a `Log` rule names it and others decide.
+    pub verdict: String,
+    /// `ingress` or `egress`, where policy decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<String>,
+    /// `TCP`, `ICMPv6`, `47`.
+    pub protocol: String,
+    /// Who sent it.
+    pub from: FlowEnd,
+    /// Who was to receive it.
+    pub to: FlowEnd,
+    /// ICMP type and code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<[u8; 2]>,
+    /// The interface of this host by which the packet came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// The tier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// The policy or profile: `NetworkPolicy shop/web`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// The rule, counted from 1 in its direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<usize>,
+    /// File and line of the rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What decided, in words.
+    pub reason: String,
+    /// What staged policies would do: `StagedNetworkPolicy shop/next: Allow`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub staged: Vec<String>,
+}
+
+/// One end of a [`Flow`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowEnd {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The workload with that address, `namespace/workload`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// The WorkloadEndpoint, `namespace/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+/// One line of `GET /v1/flows`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FlowLine {
+    /// A packet.
+    Flow(Box<Flow>),
+    /// Packets were told about that are not here: the kernel or the reader had no room.
+    Missed {
+        /// How many times, at least.
+        missed: u64,
+    },
+}

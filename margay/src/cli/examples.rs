@@ -69,6 +69,14 @@ Examples:
 
 The answer comes from the policies in the datastore, which the rules in the kernel are made of; no packet is sent.";
 
+pub(super) const FLOWS: &str = "\
+Examples:
+  margay flows --denied
+  margay flows --denied --follow --endpoint shop/web
+  margay flows --follow -o json                an object a line, for shipping
+
+The daemon keeps the last 4096. The kernel tells at most a hundred packets a second for each rule.";
+
 pub(super) const POLICY_TEST: &str = "\
 Examples:
   margay policy test tests.yaml
@@ -81,6 +89,14 @@ A file holds namespaces, endpoints and manifests (objects, or paths relative to 
     - {from: 203.0.113.7, to: shop/db, protocol: TCP, port: 5432, expect: deny}
 
 Without --live nothing is read from the datastore and no daemon is needed.";
+
+pub(super) const POLICY_COMPILE: &str = "\
+Examples:
+  margay policy compile
+  margay policy compile --node host1 --explain
+  margay policy compile -o json
+
+A long list is entered by one lookup of the packet's port or peer. What names neither is asked for every first packet.";
 
 pub(super) const SELECTOR: &str = r#"Examples:
   margay selector 'role == "web" && has(env)' role=web env=prod

@@ -9,6 +9,7 @@ mod completions;
 mod diff;
 pub(crate) mod examples;
 mod explain;
+mod flows;
 mod ipam;
 mod migrate;
 mod node;
@@ -109,7 +110,10 @@ enum Verb {
     /// Why a packet passes or not: tier, policy, rule, source line
     #[command(after_help = examples::EXPLAIN)]
     Explain(explain::ExplainArgs),
-    /// Policy as a whole: assertions for CI
+    /// Packets that policy dropped on this node, or that a Log rule names, with the rule that did it
+    #[command(after_help = examples::FLOWS)]
+    Flows(flows::FlowsArgs),
+    /// Policy as a whole: assertions for CI, what the table makes of it
     #[command(subcommand)]
     Policy(policies::PolicyVerb),
     /// Try a selector: is it valid, its canonical form, does it match these labels
@@ -208,6 +212,7 @@ async fn dispatch(global: &Global, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Label(args) => resources::label(global, &args).await,
         Verb::Diff(args) => diff::run(global, &args).await,
         Verb::Explain(args) => explain::run(global, &args).await,
+        Verb::Flows(args) => flows::run(global, &args).await,
         Verb::Policy(verb) => policies::run(global, verb).await,
         Verb::Node(verb) => node::run(global, verb).await,
         Verb::Bgp(verb) => bgp::run(global, verb).await,

@@ -1,12 +1,16 @@
-//! `margay policy test`: assertions in files, for people's CI.
+//! `margay policy test`: assertions in files, for people's CI. `margay policy compile`: what the table makes of policies.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use datastore::Client;
+use felix::config::AgentConfig;
+use felix::render::ListReport;
 use policy::assertions::{Expect, Failure, Report, Suite, Verdicts};
 use policy::manifest;
+use policy::model::{Endpoint, EndpointId};
 use policy::packet::{Direction, Packet};
 use policy::resource::Resource;
 use serde_json::json;
@@ -19,6 +23,21 @@ pub(super) enum PolicyVerb {
     /// Hold assertions about who reaches whom against policies; exit status 1 when one fails
     #[command(after_help = examples::POLICY_TEST)]
     Test(TestArgs),
+    /// What the kernel's table makes of the policies: sets, shared lists, what is entered by lookup and what is not
+    #[command(after_help = examples::POLICY_COMPILE)]
+    Compile(CompileArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompileArgs {
+    /// As this node compiles it; without it, as if one node had all workloads
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Say for every list which rules are asked one by one, and why
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -36,6 +55,7 @@ pub(super) struct TestArgs {
 pub(super) async fn run(global: &Global, verb: PolicyVerb) -> anyhow::Result<ExitCode> {
     match verb {
         PolicyVerb::Test(args) => test(global, &args).await,
+        PolicyVerb::Compile(args) => compile(global, &args).await,
     }
 }
 
@@ -173,4 +193,87 @@ fn packet(packet: &Packet) -> String {
         (None, None) => String::new(),
     };
     format!("{}{detail} ({})", packet.protocol, packet.version())
+}
+
+async fn compile(global: &Global, args: &CompileArgs) -> anyhow::Result<ExitCode> {
+    let (model, problems) = world::model(&Client::new(global.store().await?)).await?;
+    problems
+        .iter()
+        .for_each(|problem| eprintln!("warning: {problem}"));
+    let here = |endpoint: &&Endpoint| args.node.as_ref().is_none_or(|node| *node == endpoint.node);
+    let local: BTreeSet<EndpointId> = (model.endpoints.values().filter(here))
+        .map(|endpoint| endpoint.id.clone())
+        .collect();
+    if let Some(node) = args.node.as_ref().filter(|_| local.is_empty()) {
+        anyhow::bail!("node {node} has no workloads, so nothing is compiled for it");
+    }
+    let program = policy::compile::compile(&model, &local);
+    let config = AgentConfig::new(args.node.as_deref().unwrap_or("all"));
+    let report = felix::render::report(&program, &config);
+    if emit_structured(args.output.form, &report)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    emit_line(&format!(
+        "{} share {}, {} in all",
+        count(report.endpoints, "workload endpoint"),
+        count(report.groups, "list of policies"),
+        count(report.rules, "rule"),
+    ));
+    for (sort, found) in &report.sets {
+        let (sets, members) = (count(found.sets, "set"), count(found.members, "member"));
+        emit_line(&format!("{sets} of {sort}, {members}"));
+    }
+    if report.lists.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    emit("\n");
+    let mut table = Columns::new(["list", "direction", "rules", "entered", "asked at most"]);
+    for list in &report.lists {
+        table.row([
+            list.name.clone(),
+            list.direction.to_owned(),
+            list.rules.to_string(),
+            list.entered.to_owned(),
+            list.asked.to_string(),
+        ]);
+    }
+    emit(&table.render());
+    if args.explain {
+        let short = config.linear_rules;
+        emit_line(&format!(
+            "\nLists of {short} rules and fewer are asked one by one: no lookup would be quicker."
+        ));
+        for list in report.lists.iter().filter(|list| list.rules > short) {
+            emit_line(&format!("\n{}, {}: {}", list.name, list.direction, entered(list)));
+            for rule in &list.linear {
+                emit_line(&format!("  {}: {}", rule.rule, rule.why));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn entered(list: &ListReport) -> String {
+    match (list.entered, list.linear.len()) {
+        ("one by one", 0) => {
+            "asked one by one, because a lookup would leave half of the rules or more".to_owned()
+        }
+        ("one by one", few) => format!(
+            "asked one by one, because a lookup would leave half of the rules or more; {} no lookup leads to:",
+            count(few, "rule")
+        ),
+        (how, 0) => format!("entered {how}; every rule is behind the lookup"),
+        (how, few) => format!(
+            "entered {how}; every packet is also asked about {}:",
+            count(few, "rule")
+        ),
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    match (number, what.strip_suffix(" of policies")) {
+        (1, _) => format!("1 {what}"),
+        (_, Some(what)) => format!("{number} {what}s of policies"),
+        (_, None) => format!("{number} {what}s"),
+    }
 }

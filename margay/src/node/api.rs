@@ -53,6 +53,7 @@ fn socket_router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/workloads", get(list).post(attach))
         .route("/v1/workloads/{namespace}/{name}/{interface}", delete(detach))
         .route("/v1/routes", get(kernel_routes))
+        .route("/v1/flows", get(super::flows::serve))
         .merge(crate::bgp::api::router())
         .merge(public_routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))

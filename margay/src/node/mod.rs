@@ -19,6 +19,7 @@ pub(crate) mod api;
 pub mod autodetect;
 mod cluster;
 mod copy;
+mod flows;
 mod metrics;
 mod peering;
 mod workloads;
@@ -105,6 +106,9 @@ pub(crate) struct Daemon {
     /// When the copy was taken that is in force because the store is away.
     copy_in_use: Mutex<Option<String>>,
 
+    /// Written by its own task.
+    flows: flows::Ring,
+
     /// Held during an attach or detach.
     attaching: tokio::sync::Mutex<()>,
 }
@@ -167,12 +171,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         known: Mutex::default(),
         bgp_problems: Mutex::default(),
         copy_in_use: Mutex::default(),
+        flows: flows::Ring::default(),
         attaching: tokio::sync::Mutex::new(()),
         options,
     });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(daemon.clone().keep_registered());
     tasks.spawn(daemon.clone().follow(mirror, events, restarting));
+    tasks.spawn(daemon.clone().read_flows());
     tasks.spawn(api::serve_socket(daemon.clone(), listener));
     if let Some(listener) = metrics {
         tasks.spawn(api::serve_metrics(daemon.clone(), listener));

@@ -225,9 +225,12 @@ fn ranges(edges: Option<&BTreeSet<u16>>) -> Vec<(u16, u16)> {
     starts.iter().copied().zip(ends).collect()
 }
 
+/// First and last ports of ranges.
+type Ranges = Vec<(u16, u16)>;
+
 /// Names of port ranges, neighbours joined.
 fn ports(protocol: Protocol, segments: &[Segment], names: &mut Vec<String>) {
-    let mut by_src: BTreeMap<(u16, u16), Vec<(u16, u16)>> = BTreeMap::new();
+    let mut by_src: BTreeMap<(u16, u16), Ranges> = BTreeMap::new();
     for segment in segments {
         let (Some(src), Some(dst)) = (segment.src, segment.dst) else {
             continue;
@@ -238,7 +241,7 @@ fn ports(protocol: Protocol, segments: &[Segment], names: &mut Vec<String>) {
             _ => list.push(dst),
         }
     }
-    let mut by_dst: BTreeMap<Vec<(u16, u16)>, Vec<(u16, u16)>> = BTreeMap::new();
+    let mut by_dst: BTreeMap<Ranges, Ranges> = BTreeMap::new();
     for (src, dst) in by_src {
         let list = by_dst.entry(dst).or_default();
         match list.last_mut() {

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::eval::{DecidedBy, Step, evaluate};
+use crate::eval::{DecidedBy, Step, evaluate, rule_matches};
 use crate::model::{Action, Endpoint, EndpointId, Model, Origin, PolicyKey, Rule, TierEnd};
 use crate::packet::{Direction, Icmp, IpVersion, Packet, Protocol};
 
@@ -425,6 +425,44 @@ fn policy_report(model: &Model, key: &PolicyKey, direction: Direction, packet: &
         report.others.push(rule_report);
     }
     report
+}
+
+/// What each staged policy that selects the endpoint would do with a packet, on its own: the action of the rule that
+/// decides, or `None` where no rule does.
+pub fn staged(
+    model: &Model,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+) -> Vec<(PolicyKey, StagedVerdict)> {
+    let mut staged: Vec<_> = (model.policies.values())
+        .filter(|policy| {
+            policy.key.kind.is_staged() && policy.rules(direction).is_some() && policy.selects(endpoint)
+        })
+        .collect();
+    staged.sort_by_key(|policy| policy.sort_key());
+    let says = |policy: &crate::model::Policy| {
+        let rules = policy.rules(direction).unwrap_or_default();
+        let decides = |rule: &&Rule| rule.action != Action::Log && rule_matches(model, rule, packet);
+        StagedVerdict(rules.iter().find(decides).map(|rule| rule.action))
+    };
+    staged
+        .into_iter()
+        .map(|policy| (policy.key.clone(), says(policy)))
+        .collect()
+}
+
+/// What a staged policy says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagedVerdict(pub Option<Action>);
+
+impl std::fmt::Display for StagedVerdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(action) => write!(f, "{action}"),
+            None => f.write_str("no rule decides"),
+        }
+    }
 }
 
 /// One sentence about a decision at an endpoint, and the same as data.

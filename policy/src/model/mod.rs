@@ -39,7 +39,7 @@ pub use crate::compile::{Action, TierEnd};
 use crate::packet::{Direction, IpVersion, Protocol};
 
 /// Everything that has a say in whether a packet passes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
     /// Workload endpoints of all nodes.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,

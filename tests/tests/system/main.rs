@@ -3,6 +3,7 @@
 mod attach;
 mod cluster;
 mod daemon;
+mod flows;
 mod kill;
 mod lab;
 mod repair;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
             lab::cases(),
             routers::cases(),
             spoof::cases(),
+            flows::cases(),
         ]
         .concat(),
     )
