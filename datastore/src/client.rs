@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use policy::resource::{IpPoolSpec, Kind, Object, ObjectMeta, Resource, Spec, Stored};
+use policy::resource::{
+    ClusterInformationSpec, IpPoolSpec, Kind, Object, ObjectMeta, Resource, Spec, Stored,
+};
 use serde_json::Value;
 
 use crate::key::{self, Key};
@@ -291,6 +293,48 @@ impl Client {
             }
         }
         Err(gave_up(&key))
+    }
+
+    /// The ClusterInformation `default`, made where there is none: tools of Calico ask it whether the store may be used.
+    ///
+    /// # Errors
+    /// As [`Client::create`] and [`Client::get`].
+    pub async fn cluster_information(&self) -> Result<Object<ClusterInformationSpec>> {
+        let name = "default";
+        for _ in 0..ATTEMPTS {
+            if let Some(found) = self.get_as::<ClusterInformationSpec>(None, name).await? {
+                return Ok(found);
+            }
+            let spec = ClusterInformationSpec {
+                cluster_guid: Some(uuid::Uuid::new_v4().simple().to_string()),
+                cluster_type: Some("margay".to_owned()),
+                datastore_ready: Some(true),
+                ..ClusterInformationSpec::default()
+            };
+            match self.create(Object::new(ObjectMeta::named(name), spec)).await {
+                Ok(_) | Err(Error::AlreadyExists { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(gave_up(name))
+    }
+
+    /// Says in the ClusterInformation whether the store may be used. While it may not, as during a migration, nobody
+    /// attaches or detaches workloads; what runs goes on.
+    ///
+    /// # Errors
+    /// As [`Client::modify`].
+    pub async fn set_ready(&self, ready: bool) -> Result<()> {
+        self.cluster_information().await?;
+        let change = |resource: &mut Resource| {
+            if let Resource::ClusterInformation(information) = resource {
+                information.spec.datastore_ready = Some(ready);
+            }
+            Ok(())
+        };
+        self.modify(Kind::ClusterInformation, None, "default", change)
+            .await
+            .map(drop)
     }
 
     /// Sets labels, or removes those with no value.

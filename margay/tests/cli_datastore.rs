@@ -192,6 +192,23 @@ fn everything_moves_to_another_datastore_and_only_once() {
 }
 
 #[test]
+fn a_lock_is_where_calicos_tools_look_for_it() {
+    let world = World::new();
+    world.ok(&["datastore", "migrate", "lock"]);
+    let ready = || -> Value {
+        let shown = world.ok(&["get", "clusterinformation", "default", "-o", "json"]);
+        let shown: Value = serde_json::from_str(&shown).expect("JSON");
+        shown["spec"]["datastoreReady"].clone()
+    };
+    assert_eq!(ready(), false);
+    assert_eq!(
+        world.ok(&["datastore", "migrate", "unlock"]),
+        "the datastore may be used again\n"
+    );
+    assert_eq!(ready(), true);
+}
+
+#[test]
 fn a_cluster_with_tunnels_is_not_taken_over_in_silence() {
     let world = World::new();
     world.file(

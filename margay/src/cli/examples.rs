@@ -173,10 +173,13 @@ An address that a workload has is not released without --force; nobody is asked 
 
 pub(super) const MIGRATE: &str = "\
 Examples:
+  margay datastore migrate lock
   margay datastore migrate export > cluster.yaml
-  margay datastore migrate import -f cluster.yaml --datastore https://10.0.0.1:2379
+  export MARGAY_DATASTORE=https://10.0.0.1:2379
+  margay datastore migrate import -f cluster.yaml
+  margay datastore migrate unlock
 
-Run it while no daemon uses either datastore: what changes meanwhile is in neither.";
+The lock is exported as well: daemons of the new datastore wait for the unlock.";
 
 pub(crate) const LAB_UP: &str = "\
 Examples:

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use datastore::{Entry, Error, Expect, Key, Store, key};
+use datastore::{Client, Entry, Error, Expect, Key, Store, key};
 use policy::resource::{Kind, Resource};
 use serde_json::{Value, json};
 
@@ -37,6 +37,10 @@ pub(super) enum MigrateVerb {
     Export,
     /// Write what was exported, or what another datastore has, into the datastore
     Import(ImportArgs),
+    /// Let nobody attach or detach workloads, or change addresses, until `unlock`; what runs goes on
+    Lock,
+    /// Undo `lock`
+    Unlock,
 }
 
 #[derive(Debug, Args)]
@@ -63,7 +67,19 @@ pub(super) async fn run(global: &Global, verb: DatastoreVerb) -> anyhow::Result<
             Ok(ExitCode::SUCCESS)
         }
         MigrateVerb::Import(args) => import(global, &args).await,
+        MigrateVerb::Lock => lock(global, false).await,
+        MigrateVerb::Unlock => lock(global, true).await,
     }
+}
+
+async fn lock(global: &Global, ready: bool) -> anyhow::Result<ExitCode> {
+    Client::new(global.store().await?).set_ready(ready).await?;
+    emit_line(if ready {
+        "the datastore may be used again"
+    } else {
+        "the datastore is locked; margay datastore migrate unlock ends that"
+    });
+    Ok(ExitCode::SUCCESS)
 }
 
 /// One object or key to be written.

@@ -309,6 +309,9 @@ impl Daemon {
         let mut collector = Collector::new(GARBAGE_GRACE);
         loop {
             tokio::time::sleep(GARBAGE_INTERVAL).await;
+            if self.ensure_unlocked().await.is_err() {
+                continue;
+            }
             let now = Instant::now();
             let (node, prefix) = (&self.options.name, format!("{}.", workloads::ORCHESTRATOR));
             match self.ipam.collect(node, &prefix, &mut collector, now).await {

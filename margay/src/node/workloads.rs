@@ -21,8 +21,8 @@ use felix::sys::veth;
 use ipnetwork::IpNetwork;
 use policy::model::EndpointId;
 use policy::resource::{
-    Action, IpPoolSpec, Kind, NodeSpec, Object, ObjectMeta, ProfileSpec, Rule, WorkloadEndpointName,
-    WorkloadEndpointPort, WorkloadEndpointSpec,
+    Action, ClusterInformationSpec, IpPoolSpec, Kind, NodeSpec, Object, ObjectMeta, ProfileSpec, Rule,
+    WorkloadEndpointName, WorkloadEndpointPort, WorkloadEndpointSpec,
 };
 
 use super::Daemon;
@@ -158,6 +158,7 @@ impl Daemon {
         }
         // One at a time: the steps of two attachments of one workload must not mix.
         let _turn = self.attaching.lock().await;
+        self.ensure_unlocked().await?;
         let node = self.options.name.clone();
         let names = Names::of(
             &node,
@@ -414,6 +415,22 @@ impl Daemon {
         Ok(self.ipam.auto_assign(&assign).await?)
     }
 
+    /// Refuses to change anything in a store that is being moved.
+    pub(super) async fn ensure_unlocked(&self) -> Result<(), WorkloadError> {
+        let information = self
+            .client
+            .get_as::<ClusterInformationSpec>(None, "default")
+            .await?;
+        match information.and_then(|information| information.spec.datastore_ready) {
+            Some(false) => Err(WorkloadError::Unavailable(
+                "the datastore is locked (datastoreReady of ClusterInformation default is false), as while it is moved; \
+                 `margay datastore migrate unlock` ends that"
+                    .into(),
+            )),
+            Some(true) | None => Ok(()),
+        }
+    }
+
     /// Takes a workload away: object, route and policy, cable, addresses. What is gone already is no error.
     pub(super) async fn detach(
         self: &Arc<Self>,
@@ -422,6 +439,7 @@ impl Daemon {
         interface: &str,
     ) -> Result<Workload, WorkloadError> {
         let _turn = self.attaching.lock().await;
+        self.ensure_unlocked().await?;
         let names = Names::of(
             &self.options.name,
             &self.interface_prefix,
@@ -504,6 +522,7 @@ impl Daemon {
 
     /// Writes this node's own object, leaving alone what others wrote into it.
     pub(super) async fn register(&self) -> Result<(), StoreError> {
+        self.client.cluster_information().await?;
         let options = &self.options;
         let addresses = |spec: &mut NodeSpec| {
             let bgp = spec.bgp.get_or_insert_default();

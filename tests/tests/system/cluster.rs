@@ -252,6 +252,15 @@ fn goes_on_while_its_store_is_away() -> anyhow::Result<()> {
         Ok(found.as_array().is_none_or(Vec::is_empty).then_some(()))
     })?;
     check("the store is back")?;
+    host1.run(&["margay", "datastore", "migrate", "lock"])?;
+    let refused = host2
+        .command("margay")
+        .args(["workload", "detach", "shy"])
+        .output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("is locked"), "{said}");
+    check("the store is locked")?;
+    host1.run(&["margay", "datastore", "migrate", "unlock"])?;
     host2.run(&["margay", "workload", "detach", "shy"])?;
     let endpoints: Value = serde_json::from_str(&host1.run(&["margay", "get", "wep", "-A", "-o", "json"])?)?;
     ensure!(
