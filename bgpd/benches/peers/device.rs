@@ -250,7 +250,7 @@ fn configuration(name: &str, scenario: Scenario) -> (&'static str, String) {
         }
         "frr" => {
             text.push_str(
-                "frr defaults datacenter\nrouter bgp 65000\n bgp router-id 10.99.0.1\n no bgp ebgp-requires-policy\n \
+                "frr defaults datacenter\nrouter bgp 65000\n bgp router-id 10.99.0.1\n no bgp ebgp-requires-policy\n timers bgp 60 240\n \
                  coalesce-time 1\n",
             );
             for (peer, asn) in &peers {

@@ -46,6 +46,7 @@ pub(crate) enum Command {
     Neighbors(oneshot::Sender<Vec<Neighbor>>),
     Routes(RouteQuery, oneshot::Sender<Vec<Route>>),
     Drain(bool),
+    ReportRoutes(bool),
     Clear(String, Clear, oneshot::Sender<bool>),
     Listening(oneshot::Sender<Vec<SocketAddr>>),
     Shutdown {
@@ -135,6 +136,18 @@ impl Handle {
     pub async fn drain(&self, drain: bool) -> Result<(), HandleError> {
         self.commands
             .send(Command::Drain(drain))
+            .await
+            .map_err(|_| HandleError::Stopped)
+    }
+
+    /// Whether the program around the speaker wants [`Event::Routes`], which it does unless it says otherwise. A reflector whose
+    /// kernel is nobody's concern saves the time and the memory; onlookers ([`Handle::watch`]) are told all the same.
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn report_routes(&self, wanted: bool) -> Result<(), HandleError> {
+        self.commands
+            .send(Command::ReportRoutes(wanted))
             .await
             .map_err(|_| HandleError::Stopped)
     }

@@ -26,6 +26,8 @@ use crate::wire::{Notification, cease, code};
 const BATCH: usize = 256 * 1024;
 /// Reports taken in one turn.
 const TURN: usize = 256;
+/// So many prefixes are worth the walk over the allocator's memory when most of them are gone.
+const GREAT: usize = 50_000;
 /// Batches of events that an onlooker may be behind.
 const WATCHED: usize = 256;
 /// A session whose task panicked rests this long.
@@ -64,6 +66,10 @@ struct Owner {
     lives: u64,
     random: RandomState,
     watched: broadcast::Sender<Event>,
+    /// The program wants route changes.
+    routes_wanted: bool,
+    /// Prefixes when there were most of them since memory was last given back.
+    most_prefixes: usize,
 }
 
 pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Event>), HandleError> {
@@ -89,6 +95,8 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
         lives: 0,
         random,
         watched: broadcast::Sender::new(WATCHED),
+        routes_wanted: true,
+        most_prefixes: 0,
     };
     let watched = owner.watched.clone();
     owner.listen(&config)?;
@@ -136,9 +144,9 @@ impl Owner {
                 }
             };
             let wants_events = !inboxes.events.is_closed();
-            if !wants_events {
-                self.speaker.report_routes(false);
-            }
+            let wants_routes = wants_events && (self.routes_wanted || self.watched.receiver_count() > 0);
+            self.speaker.report_routes(wants_routes);
+            self.give_back();
             let has_event = self.speaker.has_event() && wants_events;
             tokio::select! {
                 command = inboxes.commands.recv() => match command {
@@ -177,6 +185,21 @@ impl Owner {
         }
     }
 
+    /// After a great withdrawal the allocator is told to let go of what nothing uses any more; by itself it keeps it.
+    fn give_back(&mut self) {
+        let prefixes = self.speaker.prefixes();
+        self.most_prefixes = self.most_prefixes.max(prefixes);
+        if self.most_prefixes > GREAT && prefixes < self.most_prefixes / 4 {
+            self.most_prefixes = prefixes;
+            #[cfg(target_env = "gnu")]
+            #[expect(unsafe_code, reason = "malloc_trim(3)")]
+            // SAFETY: takes a number, touches only what is free, and may be called at any time.
+            unsafe {
+                libc::malloc_trim(0);
+            }
+        }
+    }
+
     fn command(&mut self, command: Command) {
         let now = Instant::now();
         // A dropped answer channel is somebody who gave up waiting.
@@ -186,6 +209,7 @@ impl Owner {
             Command::Summary(answer) => drop(answer.send(self.speaker.summary(now))),
             Command::Neighbors(answer) => drop(answer.send(self.speaker.neighbors(now))),
             Command::Routes(query, answer) => drop(answer.send(self.speaker.routes(&query))),
+            Command::ReportRoutes(wanted) => self.routes_wanted = wanted,
             Command::Drain(drain) => self.speaker.drain(drain),
             Command::Clear(peer, what, answer) => drop(answer.send(self.speaker.clear(&peer, what, now))),
             Command::Listening(answer) => {

@@ -260,6 +260,14 @@ impl Speaker {
         }
     }
 
+    /// Destinations of both families.
+    pub fn prefixes(&self) -> usize {
+        Family::ALL
+            .into_iter()
+            .map(|family| self.rib.prefixes(family))
+            .sum()
+    }
+
     /// How far a peer may lag behind before it is only told the state of what it missed.
     pub fn set_lag_limit(&mut self, bytes: u64) {
         self.rib.set_lag_limit(bytes);

@@ -58,6 +58,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let restarting = kernel.as_ref().is_none_or(|kernel| kernel.restarting);
     speaker.config.graceful_restart.restarting = restarting;
     let (handle, mut events) = bgpd::net::spawn(speaker.config.clone()).context("cannot start")?;
+    handle.report_routes(kernel.is_some()).await?;
     handle.set_originated(speaker.originate.clone()).await?;
     let handle = Arc::new(handle);
     tracing::info!(
