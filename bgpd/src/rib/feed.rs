@@ -390,6 +390,21 @@ fn bucket_for(
     store: &AttributeStore,
     peers: &HashMap<PeerIndex, PeerSlot>,
 ) -> Option<usize> {
+    if let Some(bucket) = group.last_bucket(path.attr, path.peer) {
+        return bucket;
+    }
+    let bucket = work_out(group, prefix, path, store, peers);
+    group.remember(path.attr, path.peer, bucket);
+    bucket
+}
+
+fn work_out(
+    group: &mut Group,
+    prefix: Prefix,
+    path: Path,
+    store: &AttributeStore,
+    peers: &HashMap<PeerIndex, PeerSlot>,
+) -> Option<usize> {
     let attributes = store.get(path.attr)?;
     let source = source_of(path, peers)?;
     let rule = group.key.admits(prefix, attributes, &source)?;

@@ -75,6 +75,8 @@ pub(crate) struct Entry {
 struct Buckets {
     /// By set, rule and source: the place in `announce`, or that nothing can be sent.
     index: HashMap<(AttrId, Option<usize>, PeerIndex), Option<usize>>,
+    /// The answer given last, for a filter that does not look at prefixes: most of a batch is one set from one source.
+    last: Option<((AttrId, PeerIndex), Option<usize>)>,
     announce: Vec<(Arc<PathAttributes>, PeerIndex, List)>,
     withdraw: HashMap<Audience, usize>,
     withdrawn: Vec<(Audience, List)>,
@@ -132,6 +134,8 @@ pub(crate) struct Member {
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) key: GroupKey,
+    /// Whether the filter does.
+    looks_at_prefix: bool,
     builder: UpdateBuilder,
     pub(crate) members: HashMap<PeerIndex, Member>,
     log: VecDeque<Entry>,
@@ -155,6 +159,7 @@ impl Group {
     pub(crate) fn new(key: GroupKey) -> Self {
         Self {
             builder: UpdateBuilder::new(key.encode),
+            looks_at_prefix: key.filter.looks_at_prefix(),
             key,
             members: HashMap::new(),
             log: VecDeque::new(),
@@ -212,6 +217,19 @@ impl Group {
         });
         self.buckets.index.insert((attr, rule, source), place);
         place
+    }
+
+    /// The bucket (or none) that this set from this source got last in this batch, whatever the prefix was.
+    pub(crate) fn last_bucket(&self, attr: AttrId, source: PeerIndex) -> Option<Option<usize>> {
+        let (of, bucket) = self.buckets.last?;
+        (of == (attr, source)).then_some(bucket)
+    }
+
+    /// Remembers it, unless another prefix could get another answer.
+    pub(crate) fn remember(&mut self, attr: AttrId, source: PeerIndex, bucket: Option<usize>) {
+        if !self.looks_at_prefix {
+            self.buckets.last = Some(((attr, source), bucket));
+        }
     }
 
     /// Adds a path to a bucket of this batch.
