@@ -57,7 +57,7 @@ fn differences(c: &mut Criterion) {
     let before = model(&objects);
     let mut one = objects.clone();
     one[ENDPOINTS] = policy(0, 9000);
-    let mut all = objects.clone();
+    let mut all = objects;
     all.push(json!({"kind": "GlobalNetworkPolicy", "metadata": {"name": "all"},
                     "spec": {"order": 1, "ingress": [{"action": "Deny", "protocol": "TCP", "destination": {"ports": [22, 8004]}}]}}));
     let mut group = c.benchmark_group("difference, 5,000 endpoints");
