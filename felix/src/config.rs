@@ -32,6 +32,9 @@ pub struct AgentConfig {
     pub repair_window: Duration,
     /// Whether the agent turns on packet forwarding on the host.
     pub manage_forwarding: bool,
+    /// Bit of the packet mark that means "allowed by policy before tracking or translation" while a packet of the
+    /// host's own interfaces is on its way through our chains.
+    pub accept_mark: u32,
     /// Bit of the packet mark that means "pass to the next tier" while a packet is in our chains.
     pub pass_mark: u32,
     /// Bit of the connection mark of connections that policy forbids since they were made.
@@ -51,6 +54,7 @@ impl AgentConfig {
             audit_interval: Duration::from_secs(60),
             repair_window: Duration::from_millis(100),
             manage_forwarding: true,
+            accept_mark: 0x0001_0000,
             pass_mark: 0x0002_0000,
             cut_mark: 0x0004_0000,
             linear_rules: 16,

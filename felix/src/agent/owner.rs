@@ -345,10 +345,14 @@ impl Owner {
     /// One run of the kernel side, in the order that the module's head gives.
     async fn apply(&mut self) {
         let begun = Instant::now();
+        let addresses = self.read_addresses();
         if self.stale || self.desired.is_none() {
             self.calculate();
         }
         self.last_error = None;
+        if let Err(error) = &addresses {
+            self.netlink_failed(error);
+        }
         let Some(desired) = self.desired.take() else {
             return;
         };
@@ -377,6 +381,15 @@ impl Owner {
             self.advertise();
         }
         self.publish();
+    }
+
+    /// Where host endpoints are found by the addresses of interfaces: these, as they are now.
+    fn read_addresses(&mut self) -> Result<(), rtnl::Error> {
+        if self.world.needs_addresses() {
+            let addresses = links::addresses_by_interface(&mut self.kernel.rtnl)?;
+            self.stale |= self.world.set_addresses(addresses);
+        }
+        Ok(())
     }
 
     fn calculate(&mut self) {

@@ -14,6 +14,7 @@
 //! Everything is calculated anew each time. What changed is found afterwards, by comparing values: the table by
 //! `nft::apply`, the routes by `routetable`.
 
+mod hosts;
 mod routes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use datastore::key::Key;
 use ipnetwork::IpNetwork;
-use policy::compile::{Program, compile};
+use policy::compile::{Program, compile_node};
 use policy::model::{EndpointId, Model};
 use policy::resource::{
     EndpointToHostAction, FelixConfigurationSpec, Kind, Resource, WorkloadSourceSpoofing,
@@ -59,6 +60,8 @@ pub struct World {
     objects: BTreeMap<String, Stored>,
     /// Blocks that are this node's, confirmed ones only: others must not be advertised.
     blocks: BTreeMap<String, IpNetwork>,
+    /// Addresses of the node's interfaces, as far as host endpoints are found by them.
+    addresses: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
 /// A route of this node's own.
@@ -116,6 +119,7 @@ impl World {
             node: node.into(),
             objects: BTreeMap::new(),
             blocks: BTreeMap::new(),
+            addresses: BTreeMap::new(),
         }
     }
 
@@ -251,7 +255,8 @@ pub fn calculate(world: &World, config: &AgentConfig, quarantine: &BTreeMap<Stri
 
     let endpoints = routes::endpoints(world, &model, config, &mut problems);
     let local: BTreeSet<EndpointId> = endpoints.keys().cloned().collect();
-    let mut program = compile(&model, &local);
+    let hosts = hosts::local(world, &model, config, &mut problems);
+    let mut program = compile_node(&model, &local, hosts);
     let configuration = world.configuration();
     // An address that is somebody else's is nothing this endpoint may send from, and neither is a prefix it asked for
     // while the administrator does not let endpoints ask.

@@ -8,6 +8,8 @@
 //!  postrouting nat  nat-out                            natOutgoing pools, leaving all pools
 //! ```
 //!
+//! Where the node's own interfaces have policy, [`host`] adds base chains of theirs.
+//!
 //! What holds for every table made here:
 //!
 //! - Sources are checked before fragments are put together, everything else after that.
@@ -23,6 +25,7 @@
 //! - The host reaches its own workloads unpoliced, as health checks need; workloads reach the host only as
 //!   `defaultEndpointToHostAction` says, apart from neighbour discovery.
 
+mod host;
 mod index;
 mod lists;
 mod policy;
@@ -90,6 +93,7 @@ pub fn table(input: &Input<'_>) -> Table {
     sources(input, &mut table);
     forward(input, &mut table);
     host(input, &mut table);
+    host::add(input, &mut table);
     nat(input, &mut table);
     sets::add(input, &mut table);
     policy::add(input, &mut table);

@@ -6,7 +6,7 @@ use policy::compile::{
     Action, GroupId, Match as Condition, Policy, PolicyId, Program, Rule as Compiled, Side, TierChain,
     TierEnd, policy_id,
 };
-use policy::model::PolicyKind;
+use policy::model::{Hook, PolicyKind};
 use policy::packet::{Direction, IpVersion};
 
 use super::index::Item;
@@ -42,7 +42,7 @@ fn is_profile(policy: &Policy) -> bool {
     policy.key.kind == PolicyKind::Profile
 }
 
-fn body_name(id: &PolicyId, direction: Direction) -> String {
+pub(super) fn body_name(id: &PolicyId, direction: Direction) -> String {
     let letter = match direction {
         Direction::Ingress => 'i',
         Direction::Egress => 'e',
@@ -55,6 +55,22 @@ pub(super) fn add(input: &Input<'_>, table: &mut Table) {
     let program = input.program;
     let mut bodies: BTreeSet<(PolicyId, Direction)> = BTreeSet::new();
     let mut tiers = BTreeMap::new();
+    for group in program.hosts.groups.values() {
+        for tier in &group.tiers {
+            bodies.extend(
+                tier.policies
+                    .iter()
+                    .map(|policy| (policy.clone(), group.direction)),
+            );
+            tiers.entry(tier.id.clone()).or_insert((tier, group.direction));
+        }
+        bodies.extend(
+            group
+                .profiles
+                .iter()
+                .map(|profile| (profile.clone(), group.direction)),
+        );
+    }
     for (id, group) in &program.groups {
         let mut chain = Chain::new(id.as_str());
         for tier in &group.tiers {
@@ -267,7 +283,19 @@ impl RuleWriter<'_> {
 
     fn action(&self, rule: &Compiled) -> Vec<Statement> {
         match rule.action {
-            Action::Allow => vec![Statement::Counter, Verdict::Accept.into()],
+            Action::Allow => {
+                let mark = Statement::SetMark(MarkSource::or(self.input.config.accept_mark));
+                match self.policy.hook {
+                    Hook::Tracked => vec![Statement::Counter, Verdict::Accept.into()],
+                    Hook::Untracked => vec![
+                        Statement::Counter,
+                        Statement::NoTrack,
+                        mark,
+                        Verdict::Accept.into(),
+                    ],
+                    Hook::PreDnat => vec![Statement::Counter, mark, Verdict::Accept.into()],
+                }
+            }
             Action::Deny => vec![Statement::Counter, Verdict::Drop.into()],
             Action::Pass if is_profile(self.policy) => vec![Statement::Counter, Verdict::Return.into()],
             Action::Pass => vec![

@@ -181,13 +181,41 @@ pub fn own_addresses(rtnl: &mut Rtnl) -> Result<BTreeSet<IpAddr>, Error> {
         RouteNetlinkMessage::NewAddress(message) => message.attributes.as_slice(),
         _ => &[],
     });
-    let local = attributes.filter_map(|attribute| match attribute {
+    Ok(attributes.filter_map(local_address).collect())
+}
+
+/// The addresses of every interface that has any, by its name.
+///
+/// # Errors
+/// See [`Error`].
+pub fn addresses_by_interface(rtnl: &mut Rtnl) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, Error> {
+    let names: BTreeMap<u32, String> = links(rtnl)?
+        .into_values()
+        .map(|link| (link.index, link.name))
+        .collect();
+    let found = rtnl.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let mut addresses: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for message in &found {
+        let RouteNetlinkMessage::NewAddress(message) = message else {
+            continue;
+        };
+        let Some(name) = names.get(&message.header.index) else {
+            continue;
+        };
+        let local = message.attributes.iter().filter_map(local_address);
+        addresses.entry(name.clone()).or_default().extend(local);
+    }
+    Ok(addresses)
+}
+
+/// The address that the attribute says the interface has.
+fn local_address(attribute: &AddressAttribute) -> Option<IpAddr> {
+    match attribute {
         // Of a point-to-point interface the other one is the peer's.
         AddressAttribute::Local(address) => Some(*address),
         AddressAttribute::Address(address) if address.is_ipv6() => Some(*address),
         _ => None,
-    });
-    Ok(local.collect())
+    }
 }
 
 /// A permanent neighbour entry.

@@ -1,7 +1,7 @@
 //! The kernel agrees with the evaluator: what packets see of rendered policy is what `policy::eval` says of it.
 //!
 //! [`random`] throws random worlds and packets at all three implementations, [`oracle`] the Kubernetes cases whose
-//! verdicts somebody else computed, [`hosts`] has two nodes; [`corners`] and [`flows`] name what has been wrong
+//! verdicts somebody else computed, [`hosts`] has two nodes; [`corners`], [`endpoints`] and [`flows`] name what has been wrong
 //! elsewhere. Every table made on the way is listed by `nft`, loaded again and compared.
 #![expect(
     clippy::unwrap_used,
@@ -10,9 +10,11 @@
 
 #[path = "../../../policy/tests/cases/mod.rs"]
 mod cases;
+mod clock;
 #[path = "../common/mod.rs"]
 mod common;
 mod corners;
+mod endpoints;
 mod flows;
 #[path = "../../../policy/tests/random/mod.rs"]
 mod generator;
@@ -32,6 +34,7 @@ fn main() {
     common::run(Some(2), || {
         let tests = [
             corners::TESTS,
+            endpoints::TESTS,
             flows::TESTS,
             hosts::TESTS,
             random::TESTS,

@@ -8,16 +8,15 @@
 //! outside is a cable too, under a name that is not a workload's, with the default routes.
 //!
 //! Nothing here waits for a packet that does not come. The whole site runs on one processor, whose queue of packets
-//! (`process_backlog`) is first in, first out, and every packet crosses it twice: into the node and out of it. So when
-//! a marker that is sent last, from outside to outside, has come back, all that was sent before has either arrived
-//! or never will.
+//! (`process_backlog`) is first in, first out; [`crate::clock`] tells when it has been crossed often enough.
+//!
+//! The node itself is a place too: what is for it is seen by raw sockets, behind its table, and it sends by raw sockets.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::{Duration, Instant};
 
 use datastore::key::Key;
 use felix::calc::{Desired, LocalRoute, World, calculate};
@@ -33,19 +32,20 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recv, recvfrom,
+    setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
 use policy::model::Model;
-use policy::packet::{Packet, Protocol};
+use policy::packet::Packet;
 use policy::resource::Resource;
 use rtnetlink::RouteMessageBuilder;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
+use crate::clock::Clock;
 use crate::reader::{assert_lines, listing, nft, nft_input};
 use crate::wire::{self, Arrived, FIRST_NUMBER, Reassembly};
 
@@ -53,8 +53,10 @@ use crate::wire::{self, Arrived, FIRST_NUMBER, Reassembly};
 pub(crate) const OUTSIDE: &str = "up0";
 /// Addresses of the outside itself.
 pub(crate) const OUTSIDE_ADDRESSES: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
-/// Where markers go.
-const MARKER: [&str; 2] = ["203.0.113.2", "203.0.113.3"];
+/// The node itself, as a place where packets come from and go to.
+pub(crate) const NODE: &str = "node";
+/// Protocols whose packets are seen where they are for the node.
+const SEEN: [u8; 7] = [1, 6, 17, 47, 58, 89, 132];
 
 /// So many packets may be on their way at once. The kernel drops what is beyond the length of its queue
 /// (`net.core.netdev_max_backlog`, 1000), and a busy machine may let them pile up.
@@ -70,6 +72,16 @@ pub(crate) struct Spot {
     raw6: Socket,
 }
 
+/// The node's own sockets.
+struct Own {
+    addresses: [IpAddr; 2],
+    raw4: Socket,
+    raw6: Socket,
+    /// With the protocol of each.
+    seen4: Vec<(u8, Socket)>,
+    seen6: Vec<(u8, Socket)>,
+}
+
 /// The node.
 pub(crate) struct Site {
     engine: Engine,
@@ -78,6 +90,8 @@ pub(crate) struct Site {
     /// By the name of the host's end.
     pub(crate) spots: BTreeMap<String, Spot>,
     routes: BTreeMap<IpNetwork, u32>,
+    own: Option<Own>,
+    clock: Clock,
     /// Where listings are loaded again.
     mirror: NetNs,
     next: u32,
@@ -92,6 +106,8 @@ pub(crate) struct Site {
 pub(crate) struct Meaning {
     pub(crate) model: Model,
     pub(crate) desired: Desired,
+    /// The node's own addresses on its uplink.
+    pub(crate) own: Vec<IpAddr>,
 }
 
 impl Site {
@@ -108,12 +124,17 @@ impl Site {
         let mut rtnl = Rtnl::open().unwrap();
         let lo = links::links(&mut rtnl).unwrap()["lo"].index;
         links::set_up(&mut rtnl, lo).unwrap();
+        let netns = namespace();
+        veth::attach(&netns, &request("tick", &["192.0.2.254".parse().unwrap()])).unwrap();
+        let clock = Clock::new("tick", netns, "eth0");
         let mut site = Self {
             engine: Engine::open_shared("felix").unwrap(),
             rtnl,
             config: AgentConfig::new(name),
             spots: BTreeMap::new(),
             routes: BTreeMap::new(),
+            own: None,
+            clock,
             mirror: namespace(),
             next: FIRST_NUMBER,
             underway: 0,
@@ -155,15 +176,7 @@ impl Site {
     /// Makes a namespace and its cable. The node has no route to it yet.
     pub(crate) fn attach(&mut self, host_interface: &str, addresses: &[IpAddr]) {
         let netns = namespace();
-        let request = veth::AttachRequest {
-            host_interface: host_interface.to_owned(),
-            interface: "eth0".to_owned(),
-            mac: None,
-            addresses: addresses.to_vec(),
-            mtu: Some(1500),
-            interface_prefix: host_interface.get(..2).unwrap().to_owned(),
-        };
-        let attached = veth::attach(&netns, &request).unwrap();
+        let attached = veth::attach(&netns, &request(host_interface, addresses)).unwrap();
         let (tap, raw4, raw6) = netns
             .run(|| {
                 let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -173,7 +186,7 @@ impl Site {
                     flags,
                     SockProtocol::EthAll,
                 );
-                let raw = |domain| Socket::new(domain, Type::RAW, Some(libc::IPPROTO_RAW.into())).unwrap();
+                let raw = |domain| raw_socket(domain, libc::IPPROTO_RAW);
                 (tap.unwrap(), raw(Domain::IPV4), raw(Domain::IPV6))
             })
             .unwrap();
@@ -209,11 +222,27 @@ impl Site {
     /// Gives the node an address of each family on its uplink.
     pub(crate) fn give_node_addresses(&mut self) -> [IpAddr; 2] {
         let own = ["203.0.113.254", "2001:db8::fe"].map(|text| text.parse().unwrap());
+        self.give_node(own);
+        own
+    }
+
+    /// Gives the node these addresses on its uplink, and makes it a place.
+    pub(crate) fn give_node(&mut self, own: [IpAddr; 2]) {
+        let seen = |domain| {
+            let socket = |protocol: u8| (protocol, raw_socket(domain, protocol.into()));
+            SEEN.map(socket).into()
+        };
+        self.own = Some(Own {
+            addresses: own,
+            raw4: raw_socket(Domain::IPV4, libc::IPPROTO_RAW),
+            raw6: raw_socket(Domain::IPV6, libc::IPPROTO_RAW),
+            seen4: seen(Domain::IPV4),
+            seen6: seen(Domain::IPV6),
+        });
         for address in own {
             let index = self.spots[OUTSIDE].index;
             links::add_address(&mut self.rtnl, index, address, AddressScope::Universe).unwrap();
         }
-        own
     }
 
     /// What arrives at a spot is seen by us, and by nobody else there.
@@ -242,10 +271,18 @@ impl Site {
             kept.insert(key, resource);
         }
         let (model, _) = Model::from_resources(kept.values());
+        if world.needs_addresses() {
+            world.set_addresses(links::addresses_by_interface(&mut self.rtnl).unwrap());
+        }
         let desired = calculate(&world, &self.config, &BTreeMap::new());
         self.engine.apply(&desired.table).unwrap();
         self.set_routes(&desired);
-        Meaning { model, desired }
+        let own = self
+            .own
+            .as_ref()
+            .map(|own| own.addresses.to_vec())
+            .unwrap_or_default();
+        Meaning { model, desired, own }
     }
 
     fn set_routes(&mut self, desired: &Desired) {
@@ -310,18 +347,21 @@ impl Site {
     }
 
     fn send_now(&self, from: &str, bytes: &[u8]) {
-        let spot = &self.spots[from];
+        let (raw4, raw6) = match (&self.own, from) {
+            (Some(own), NODE) => (&own.raw4, &own.raw6),
+            _ => (&self.spots[from].raw4, &self.spots[from].raw6),
+        };
         let destination = match bytes[0] >> 4 {
             4 => IpAddr::from(<[u8; 4]>::try_from(&bytes[16..20]).unwrap()),
             _ => IpAddr::from(<[u8; 16]>::try_from(&bytes[24..40]).unwrap()),
         };
-        let socket = if destination.is_ipv4() {
-            &spot.raw4
-        } else {
-            &spot.raw6
-        };
-        let sent = socket.send_to(bytes, &SocketAddr::new(destination, 0).into());
-        assert_eq!(sent.unwrap(), bytes.len(), "to {destination}");
+        let socket = if destination.is_ipv4() { raw4 } else { raw6 };
+        match socket.send_to(bytes, &SocketAddr::new(destination, 0).into()) {
+            Ok(sent) => assert_eq!(sent, bytes.len(), "to {destination}"),
+            // Who is refused at his own door is told so.
+            Err(error) if from == NODE && error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => panic!("to {destination}: {error}"),
+        }
     }
 
     /// Sends the first packet of a flow from a spot and returns its number.
@@ -337,13 +377,16 @@ impl Site {
             .iter()
             .map(|(from, packet)| self.probe(from, packet))
             .collect();
-        let mut places: BTreeMap<u32, String> = BTreeMap::new();
+        // An echo has the number of its request, and another destination.
+        let mut places: BTreeMap<(u32, IpAddr), String> = BTreeMap::new();
         for (name, arrived) in self.settled() {
             if let Some(number) = arrived.number() {
-                places.insert(number, name);
+                places.insert((number, arrived.dst), name);
             }
         }
-        numbers.iter().map(|number| places.get(number).cloned()).collect()
+        let place =
+            |(number, (_, packet)): (&u32, &(&str, Packet))| places.get(&(*number, packet.dst)).cloned();
+        numbers.iter().zip(all).map(place).collect()
     }
 
     /// Waits until nothing is on its way any more, and returns what arrived at the spots since the last time. Answers
@@ -359,22 +402,34 @@ impl Site {
     /// Waits until everything that has been sent has crossed the node or never will, and takes what has arrived.
     pub(crate) fn pause(&mut self) {
         self.underway = 0;
-        let [src, dst] = MARKER.map(|text| text.parse().unwrap());
-        let marker = self.number();
-        let packet = Packet::with_ports(Protocol::UDP, src, 9, dst, 9);
-        self.send_now(OUTSIDE, &wire::build(&packet, marker));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let is_marker = |(_, packet): &(String, Arrived)| packet.number() == Some(marker);
-        while !self.arrived.iter().any(is_marker) {
-            assert!(Instant::now() < deadline, "the marker did not come back");
-            let tap = &self.spots[OUTSIDE].tap;
-            let mut waiting = [PollFd::new(std::os::fd::AsFd::as_fd(tap), PollFlags::POLLIN)];
-            poll(&mut waiting, PollTimeout::from(1000_u16)).unwrap();
-            self.drain(OUTSIDE);
-        }
-        self.arrived.retain(|arrived| !is_marker(arrived));
+        self.clock.tick();
         let names: Vec<String> = self.spots.keys().cloned().collect();
         names.iter().for_each(|name| self.drain(name));
+        self.drain_own();
+    }
+
+    /// What is for the node. Of IPv6 a raw socket shows what follows the header; the addresses are told beside it, and
+    /// the destination is known: it is one of the node's.
+    fn drain_own(&mut self) {
+        let Some(own) = &self.own else { return };
+        let mut buffer = [0; 2048];
+        for (_, socket) in &own.seen4 {
+            while let Ok(length) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                self.arrived
+                    .extend(Arrived::read(&buffer[..length]).map(|packet| (NODE.to_owned(), packet)));
+            }
+        }
+        for (protocol, socket) in &own.seen6 {
+            while let Ok((length, from)) = recvfrom::<SockaddrIn6>(socket.as_raw_fd(), &mut buffer) {
+                let packet = Arrived {
+                    src: from.unwrap().ip().into(),
+                    dst: own.addresses[1],
+                    protocol: *protocol,
+                    transport: buffer[..length].to_vec(),
+                };
+                self.arrived.push((NODE.to_owned(), packet));
+            }
+        }
     }
 
     fn drain(&mut self, name: &str) {
@@ -387,6 +442,24 @@ impl Site {
                 self.arrived.push((name.to_owned(), packet));
             }
         }
+    }
+}
+
+fn raw_socket(domain: Domain, protocol: i32) -> Socket {
+    let socket = Socket::new(domain, Type::RAW, Some(protocol.into())).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20));
+    socket
+}
+
+fn request(host_interface: &str, addresses: &[IpAddr]) -> veth::AttachRequest {
+    veth::AttachRequest {
+        host_interface: host_interface.to_owned(),
+        interface: "eth0".to_owned(),
+        mac: None,
+        addresses: addresses.to_vec(),
+        mtu: Some(1500),
+        interface_prefix: host_interface.get(..2).unwrap().to_owned(),
     }
 }
 

@@ -128,9 +128,10 @@ api_object! {
         "workloadSourceSpoofing" workload_source_spoofing: Option<WorkloadSourceSpoofing>,
         /// Whether packets that connection tracking calls invalid are let through; false.
         "disableConntrackInvalidCheck" disable_conntrack_invalid_check: Option<bool>,
-        /// Ports of the host that stay reachable.
+        /// Ports of the host that policy of host endpoints cannot close; those of SSH, DHCP, BGP, etcd and Kubernetes.
         "failsafeInboundHostPorts" failsafe_inbound_host_ports: Option<Vec<ProtoPort>>,
-        /// Ports that stay reachable from the host.
+        /// Ports of others to which policy of host endpoints cannot close the way; those of DNS, DHCP, BGP, etcd and
+        /// Kubernetes.
         "failsafeOutboundHostPorts" failsafe_outbound_host_ports: Option<Vec<ProtoPort>>,
         /// Ports that masquerading uses; any.
         "natPortRange" nat_port_range: Option<Port>,
@@ -172,8 +173,6 @@ pub const NOT_HONOURED: &[&str] = &[
     "deviceRouteSourceAddressIPv6",
     "disableConntrackInvalidCheck",
     "externalNodesList",
-    "failsafeInboundHostPorts",
-    "failsafeOutboundHostPorts",
     "floatingIPs",
     "healthEnabled",
     "healthHost",
