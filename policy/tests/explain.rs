@@ -272,3 +272,147 @@ fn icmp_means_an_echo_request_of_the_family() {
         "ICMP 10.0.0.8 -> 10.0.0.1 type 3 code 4"
     );
 }
+
+/// The uplink of `n1`, where everybody lives, with policy of every stage.
+fn guarded() -> World {
+    let host = json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
+                      "metadata": {"name": "uplink", "labels": {"role": "host"}},
+                      "spec": {"node": "n1", "interfaceName": "eth0", "expectedIPs": ["192.0.2.1"]}});
+    let on_host = |name: &str, spec: Value| {
+        let mut whole = json!({"selector": "role == 'host'"});
+        for (key, value) in spec.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        global(name, whole)
+    };
+    let port = |action: &str, port: u16| json!({"action": action, "protocol": "TCP", "destination": {"ports": [port]}});
+    World::new(&with(
+        three(),
+        [
+            host,
+            on_host(
+                "raw",
+                json!({"doNotTrack": true, "applyOnForward": true, "ingress": [port("Deny", 1), port("Allow", 2)]}),
+            ),
+            on_host(
+                "predn",
+                json!({"preDNAT": true, "applyOnForward": true, "ingress": [port("Deny", 2), port("Deny", 3)]}),
+            ),
+            on_host(
+                "both",
+                json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [port("Allow", 4)]}),
+            ),
+            on_host(
+                "own",
+                json!({"types": ["Ingress"], "order": 0, "ingress": [port("Allow", 5)]}),
+            ),
+        ],
+    ))
+}
+
+#[test]
+fn host_endpoints_answer_in_the_order_of_their_stages() {
+    let world = guarded();
+    let outcomes = |from: &str, to: &str, port: u16| {
+        let explanation = ask(&world, from, to, port);
+        let stages: Vec<String> = (explanation.hosts.iter())
+            .map(|check| format!("{} {} {:?}", check.stage.as_str(), check.direction, check.outcome))
+            .collect();
+        (explanation.allowed, stages.join(", "))
+    };
+    let asked = |from: &str, to: &str, port: u16, allowed: bool, stages: &str| {
+        assert_eq!(
+            outcomes(from, to, port),
+            (allowed, stages.to_owned()),
+            "{from} to {to} port {port}"
+        );
+    };
+    let (raw, predn) = ("untracked ingress", "preDNAT ingress");
+    // To the host itself, by its name and by its address.
+    asked("203.0.113.9", "uplink", 1, false, &format!("{raw} Deny"));
+    asked("203.0.113.9", "uplink", 2, true, &format!("{raw} Allow"));
+    asked(
+        "203.0.113.9",
+        "192.0.2.1",
+        3,
+        false,
+        &format!("{raw} Continue, {predn} Deny"),
+    );
+    asked(
+        "203.0.113.9",
+        "192.0.2.1",
+        5,
+        true,
+        &format!("{raw} Continue, {predn} Continue, normal ingress Allow"),
+    );
+    asked(
+        "203.0.113.9",
+        "192.0.2.1",
+        6,
+        false,
+        &format!("{raw} Continue, {predn} Continue, normal ingress Deny"),
+    );
+    asked("203.0.113.9", "192.0.2.1", 22, true, "normal ingress Allow");
+    // Through it.
+    asked(
+        "203.0.113.9",
+        "web",
+        4,
+        true,
+        &format!("{raw} Continue, {predn} Continue, forward ingress Allow"),
+    );
+    asked(
+        "203.0.113.9",
+        "web",
+        5,
+        false,
+        &format!("{raw} Continue, {predn} Continue, forward ingress Deny"),
+    );
+    asked("203.0.113.9", "web", 2, true, &format!("{raw} Allow"));
+    asked("web", "203.0.113.9", 6, true, "");
+    // From it; no policy is about that, so the host endpoint is closed.
+    asked("uplink", "203.0.113.9", 6, false, "normal egress Deny");
+    asked("uplink", "203.0.113.9", 179, true, "normal egress Allow");
+    // Within the node nothing crosses the uplink, and a host reaches its workloads.
+    asked("api", "web", 6, true, "");
+    asked("uplink", "web", 6, true, "");
+}
+
+#[test]
+fn a_host_endpoint_is_explained_in_words() {
+    let text = ask(&guarded(), "203.0.113.9", "uplink", 5).to_string();
+    let expected = r#"TCP 203.0.113.9:49152 -> 192.0.2.1:5: allowed
+  from 203.0.113.9  (no endpoint, no network set)
+  to   192.0.2.1  HostEndpoint uplink
+
+egress: not checked, the source is not a workload known here
+
+ingress: not checked, the destination is not a workload known here
+
+untracked ingress at HostEndpoint uplink (eth0 of n1): goes on
+  because: no policy decides here
+  tier default:
+    GlobalNetworkPolicy raw: no rule decides
+      rule 1 Deny does not match: destination port 5 is not 1
+      rule 2 Allow does not match: destination port 5 is not 2
+
+preDNAT ingress at HostEndpoint uplink (eth0 of n1): goes on
+  because: no policy decides here
+  tier default:
+    GlobalNetworkPolicy predn: no rule decides
+      rule 1 Deny does not match: destination port 5 is not 2
+      rule 2 Deny does not match: destination port 5 is not 3
+
+normal ingress at HostEndpoint uplink (eth0 of n1): allowed
+  because: ingress rule 1 (Allow) of GlobalNetworkPolicy own of tier default
+  tier default:
+    GlobalNetworkPolicy own: rule 1 matches: Allow
+      rule 1 Allow matches: protocol is TCP; destination port 5 is 5
+"#;
+    assert_eq!(text, expected);
+    let closed = ask(&guarded(), "203.0.113.9", "uplink", 22).hosts.remove(0);
+    assert_eq!(
+        closed.reason,
+        "a failsafe port: no policy of host endpoints is asked"
+    );
+}

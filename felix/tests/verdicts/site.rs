@@ -15,8 +15,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 
 use datastore::key::Key;
 use felix::calc::{Desired, LocalRoute, World, calculate};
@@ -242,6 +243,7 @@ impl Site {
         for address in own {
             let index = self.spots[OUTSIDE].index;
             links::add_address(&mut self.rtnl, index, address, AddressScope::Universe).unwrap();
+            until_it_is_local(address);
         }
     }
 
@@ -442,6 +444,23 @@ impl Site {
                 self.arrived.push((name.to_owned(), packet));
             }
         }
+    }
+}
+
+/// Waits until the node takes packets for an address. The route to a new IPv6 address of its own is made by a worker
+/// of the kernel, when that comes to it.
+fn until_it_is_local(address: IpAddr) {
+    let socket = UdpSocket::bind((address, 0)).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let own = socket.local_addr().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let arrived = || {
+        let _ = socket.send_to(b"?", own);
+        socket.recv(&mut [0]).is_ok()
+    };
+    while !arrived() {
+        assert!(Instant::now() < deadline, "{address} does not become the node's");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

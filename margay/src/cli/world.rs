@@ -5,7 +5,7 @@ use policy::model::Model;
 use policy::resource::{Kind, Resource};
 
 /// Kinds that have a say in a verdict.
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::WorkloadEndpoint,
     Kind::HostEndpoint,
     Kind::NetworkPolicy,
@@ -17,6 +17,8 @@ const KINDS: [Kind; 11] = [
     Kind::Profile,
     Kind::NetworkSet,
     Kind::GlobalNetworkSet,
+    // The failsafe ports of host endpoints.
+    Kind::FelixConfiguration,
 ];
 
 /// The objects as the datastore has them now, and what cannot be read among them.

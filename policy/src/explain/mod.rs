@@ -5,18 +5,22 @@
 
 mod facts;
 mod find;
+mod host;
 mod show;
 
 use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::eval::{DecidedBy, Step, evaluate, rule_matches};
-use crate::model::{Action, Endpoint, EndpointId, Model, Origin, PolicyKey, Rule, TierEnd};
+use crate::eval::{DecidedBy, Outcome, Step, evaluate, rule_matches};
+use crate::model::{
+    Action, Endpoint, EndpointId, HostEndpoint, Model, Origin, Policy, PolicyKey, Rule, TierEnd,
+};
 use crate::packet::{Direction, Icmp, IpVersion, Packet, Protocol};
 
 pub use facts::Fact;
 pub use find::{FindError, find_endpoint};
+pub use host::HostCheck;
 
 /// The source port of a question that names none: the first ephemeral port (RFC 6335 §6).
 const EPHEMERAL_PORT: u16 = 49152;
@@ -24,7 +28,7 @@ const EPHEMERAL_PORT: u16 = 49152;
 /// What to explain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// An endpoint by name (see [`find_endpoint`]) or an IP address.
+    /// An endpoint by name (see [`find_endpoint`]), a host endpoint by name, or an IP address.
     pub from: String,
     /// An endpoint by name or an IP address.
     pub to: String,
@@ -85,6 +89,9 @@ pub struct Explanation {
     /// The check when it enters its destination; absent when the destination is not a workload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Check>,
+    /// Policy of host endpoints on the packet's way, in order; only stages that have something to say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostCheck>,
 }
 
 /// One end of the packet.
@@ -216,20 +223,27 @@ pub fn explain(model: &Model, query: &Query) -> Result<Explanation, QueryError> 
     let packet = packet(query, src, dst)?;
     let check = |end: &Resolved<'_>, direction| end.endpoint.map(|e| check(model, e, direction, &packet));
     let egress = check(&from, Direction::Egress);
-    let ingress = check(&to, Direction::Ingress);
+    // A host reaches its own workloads unpoliced.
+    let is_own = |host: &HostEndpoint| to.endpoint.is_some_and(|workload| workload.node == host.node);
+    let ingress = check(&to, Direction::Ingress).filter(|_| !from.host.is_some_and(is_own));
+    let hosts = host::checks(model, &from, &to, &packet);
+    let by_hosts = hosts.iter().all(|check| check.outcome != Outcome::Deny);
     Ok(Explanation {
-        allowed: egress.iter().chain(&ingress).all(|check| check.allowed),
+        allowed: egress.iter().chain(&ingress).all(|check| check.allowed) && by_hosts,
         packet,
         from: end(model, &from, src),
         to: end(model, &to, dst),
         egress,
         ingress,
+        hosts,
     })
 }
 
 /// An end of the packet before the family is chosen.
 struct Resolved<'m> {
     endpoint: Option<&'m Endpoint>,
+    /// The host itself, by a host endpoint that expects the address.
+    host: Option<&'m HostEndpoint>,
     /// The address, where the question gave one.
     only: Option<IpAddr>,
 }
@@ -240,6 +254,7 @@ impl Resolved<'_> {
             .endpoint
             .iter()
             .flat_map(|endpoint| &endpoint.addresses)
+            .chain(self.host.iter().flat_map(|host| &host.addresses))
             .copied();
         match self.only {
             Some(address) => Some(address).filter(|address| IpVersion::of(*address) == version),
@@ -250,15 +265,27 @@ impl Resolved<'_> {
 
 fn resolve<'m>(model: &'m Model, text: &str) -> Result<Resolved<'m>, QueryError> {
     if let Ok(address) = text.parse::<IpAddr>() {
+        let endpoint = find::by_address(model, address);
+        let expects = |host: &&HostEndpoint| host.addresses.contains(&address);
+        let host = model.host_endpoints.values().find(expects);
         return Ok(Resolved {
-            endpoint: find::by_address(model, address),
+            endpoint,
+            host: host.filter(|_| endpoint.is_none()),
             only: Some(address),
         });
     }
-    Ok(Resolved {
-        endpoint: Some(find_endpoint(model, text)?),
-        only: None,
-    })
+    match (find_endpoint(model, text), model.host_endpoints.get(text)) {
+        (Err(FindError::NotFound { .. }), Some(host)) => Ok(Resolved {
+            endpoint: None,
+            host: Some(host),
+            only: None,
+        }),
+        (found, _) => Ok(Resolved {
+            endpoint: Some(found?),
+            host: None,
+            only: None,
+        }),
+    }
 }
 
 fn end(model: &Model, resolved: &Resolved<'_>, address: IpAddr) -> End {
@@ -315,9 +342,39 @@ pub(crate) fn packet(query: &Query, src: IpAddr, dst: IpAddr) -> Result<Packet, 
 
 fn check(model: &Model, endpoint: &Endpoint, direction: Direction, packet: &Packet) -> Check {
     let decision = evaluate(model, &endpoint.id, direction, packet);
+    let (tiers, profiles) = reports(model, &decision.trace, direction, packet);
+    let staged = staged(model, direction, packet, &|policy| policy.selects(endpoint));
+    let decided_by = decider(model, &decision.decided_by, direction);
+    let reason = show::reason(&endpoint.profiles, direction, &decision.decided_by, &decided_by);
+    let advice = if decision.allowed {
+        Vec::new()
+    } else {
+        show::advice(&endpoint.id, direction, packet, &decision.decided_by, &decided_by)
+    };
+    let id = endpoint.id.clone();
+    Check {
+        direction,
+        endpoint: id,
+        allowed: decision.allowed,
+        reason,
+        decided_by,
+        tiers,
+        profiles,
+        staged,
+        advice,
+    }
+}
+
+/// The tiers and profiles that the evaluator asked.
+fn reports(
+    model: &Model,
+    trace: &[Step],
+    direction: Direction,
+    packet: &Packet,
+) -> (Vec<TierReport>, Vec<PolicyReport>) {
     let mut tiers: Vec<TierReport> = Vec::new();
     let mut profiles = Vec::new();
-    for step in &decision.trace {
+    for step in trace {
         match step {
             Step::Tier { tier, .. } => {
                 tiers.push(TierReport {
@@ -340,35 +397,22 @@ fn check(model: &Model, endpoint: &Endpoint, direction: Direction, packet: &Pack
             }
         }
     }
+    (tiers, profiles)
+}
+
+/// What each staged policy that `selects` takes would say on its own.
+fn staged(
+    model: &Model,
+    direction: Direction,
+    packet: &Packet,
+    selects: &dyn Fn(&Policy) -> bool,
+) -> Vec<PolicyReport> {
     let mut staged: Vec<_> = (model.policies.values())
-        .filter(|policy| {
-            policy.key.kind.is_staged() && policy.rules(direction).is_some() && policy.selects(endpoint)
-        })
+        .filter(|policy| policy.key.kind.is_staged() && policy.rules(direction).is_some() && selects(policy))
         .collect();
     staged.sort_by_key(|policy| policy.sort_key());
-    let staged = staged
-        .into_iter()
-        .map(|policy| policy_report(model, &policy.key, direction, packet))
-        .collect();
-    let decided_by = decider(model, &decision.decided_by, direction);
-    let reason = show::reason(endpoint, direction, &decision.decided_by, &decided_by);
-    let advice = if decision.allowed {
-        Vec::new()
-    } else {
-        show::advice(endpoint, direction, packet, &decision.decided_by, &decided_by)
-    };
-    let id = endpoint.id.clone();
-    Check {
-        direction,
-        endpoint: id,
-        allowed: decision.allowed,
-        reason,
-        decided_by,
-        tiers,
-        profiles,
-        staged,
-        advice,
-    }
+    let report = |policy: &Policy| policy_report(model, &policy.key, direction, packet);
+    staged.into_iter().map(report).collect()
 }
 
 /// The rules of a policy or profile, where it was written, and its tier.
@@ -473,7 +517,7 @@ pub fn ruling(
     decided: &DecidedBy,
 ) -> (String, Decider) {
     let by = decider(model, decided, direction);
-    (show::reason(endpoint, direction, decided, &by), by)
+    (show::reason(&endpoint.profiles, direction, decided, &by), by)
 }
 
 fn decider(model: &Model, decided: &DecidedBy, direction: Direction) -> Decider {

@@ -4,12 +4,12 @@ use std::fmt;
 
 use super::{Check, Decider, End, Explanation, PolicyReport, RuleReport, TierReport};
 use crate::eval::DecidedBy;
-use crate::model::{Action, Endpoint, Origin, TierEnd};
+use crate::model::{Action, Origin, TierEnd};
 use crate::packet::{Direction, Packet};
 use crate::resource::{KUBE_ADMIN_TIER, KUBE_BASELINE_TIER};
 
 /// One sentence: what decided.
-pub(super) fn reason(endpoint: &Endpoint, direction: Direction, decided: &DecidedBy, by: &Decider) -> String {
+pub(super) fn reason(profiles: &[String], direction: Direction, decided: &DecidedBy, by: &Decider) -> String {
     match decided {
         DecidedBy::Rule { policy, index } => {
             let action = by.action.map(|action| action.to_string()).unwrap_or_default();
@@ -32,7 +32,7 @@ pub(super) fn reason(endpoint: &Endpoint, direction: Direction, decided: &Decide
         DecidedBy::MissingProfile { profile } => {
             format!("the endpoint names profile {profile}, which does not exist: denied to be safe")
         }
-        DecidedBy::NoMatch if endpoint.profiles.is_empty() => {
+        DecidedBy::NoMatch if profiles.is_empty() => {
             format!(
                 "no policy decides about {direction}, and the endpoint has no profile that would allow it"
             )
@@ -46,7 +46,7 @@ pub(super) fn reason(endpoint: &Endpoint, direction: Direction, decided: &Decide
 
 /// What would let the packet pass.
 pub(super) fn advice(
-    endpoint: &Endpoint,
+    who: &dyn fmt::Display,
     direction: Direction,
     packet: &Packet,
     decided: &DecidedBy,
@@ -61,7 +61,7 @@ pub(super) fn advice(
                     "change {what}{}, or put an {direction} Allow for {rule} before it: above it in {policy}, or in a policy \
                      of tier {tier} with a lower order that selects {}",
                     At(by.source.as_ref()),
-                    endpoint.id
+                    who
                 )],
                 None => vec![format!(
                     "change {what}{}, or allow {rule} in a policy",
@@ -71,18 +71,18 @@ pub(super) fn advice(
         }
         DecidedBy::TierEnd { tier } => vec![format!(
             "add an {direction} Allow for {rule} to a policy of tier {tier} that selects {}",
-            endpoint.id
+            who
         )],
         DecidedBy::MissingProfile { profile } => {
             vec![format!(
                 "create profile {profile}, or take it off endpoint {}",
-                endpoint.id
+                who
             )]
         }
         DecidedBy::NoMatch => vec![format!(
             "add an {direction} Allow for {rule} to a policy that selects {}, or give the endpoint a profile that allows it \
              (projectcalico-default-allow allows everything)",
-            endpoint.id
+            who
         )],
         DecidedBy::UnknownEndpoint => Vec::new(),
     }
@@ -126,11 +126,18 @@ impl fmt::Display for Explanation {
         ] {
             match check {
                 Some(check) => write!(f, "\n{check}")?,
+                None if direction == Direction::Ingress && self.to.endpoint.is_some() => writeln!(
+                    f,
+                    "\n{direction}: not checked, the source is the destination's own host"
+                )?,
                 None => writeln!(
                     f,
                     "\n{direction}: not checked, the {end} is not a workload known here"
                 )?,
             }
+        }
+        for check in &self.hosts {
+            write!(f, "\n{check}")?;
         }
         Ok(())
     }
@@ -165,23 +172,34 @@ impl fmt::Display for Check {
             verdict(self.allowed)
         )?;
         writeln!(f, "  because: {}", self.reason)?;
-        for tier in &self.tiers {
-            write!(f, "{tier}")?;
-        }
-        for profile in &self.profiles {
-            write_policy(f, "  ", profile)?;
-        }
-        if !self.staged.is_empty() {
-            writeln!(f, "  staged, not enforced:")?;
-            for policy in &self.staged {
-                write_policy(f, "    ", policy)?;
-            }
-        }
+        write_reports(f, &self.tiers, &self.profiles, &self.staged)?;
         for advice in &self.advice {
             writeln!(f, "  to let it pass: {advice}")?;
         }
         Ok(())
     }
+}
+
+/// What was asked: tiers, profiles, and staged policies beside them.
+pub(super) fn write_reports(
+    f: &mut fmt::Formatter<'_>,
+    tiers: &[TierReport],
+    profiles: &[PolicyReport],
+    staged: &[PolicyReport],
+) -> fmt::Result {
+    for tier in tiers {
+        write!(f, "{tier}")?;
+    }
+    for profile in profiles {
+        write_policy(f, "  ", profile)?;
+    }
+    if !staged.is_empty() {
+        writeln!(f, "  staged, not enforced:")?;
+        for policy in staged {
+            write_policy(f, "    ", policy)?;
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Display for TierReport {
