@@ -280,7 +280,7 @@ fn guarded() -> World {
                       "spec": {"node": "n1", "interfaceName": "eth0", "expectedIPs": ["192.0.2.1"]}});
     let on_host = |name: &str, spec: Value| {
         let mut whole = json!({"selector": "role == 'host'"});
-        for (key, value) in spec.as_object().unwrap() {
+        for (key, value) in spec.as_object().into_iter().flatten() {
             whole[key] = value.clone();
         }
         global(name, whole)
