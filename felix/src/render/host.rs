@@ -28,6 +28,7 @@ use policy::packet::Direction;
 
 use super::policy::{guarded, uses_pass};
 use super::{Input, clear_pass, cut, drop_rule, established, ifname, invalid, log_rule};
+use crate::flowlog::Reason;
 use crate::nft::ruleset::{
     Base, Chain, Element, Field, Hook, KeyType, Map, MarkSource, Match, Op, Rule, Statement, Table, Value,
     Verdict,
@@ -284,8 +285,9 @@ fn group_chain(input: &Input<'_>, id: &GroupId, group: &HostGroup, table: &mut T
         chain = chain.rule(Rule::new().verdict(Verdict::Jump(body)));
     }
     if group.stage == Stage::Normal {
-        let prefix = format!("D|{}|profiles", group.direction.as_str());
-        chain = chain.rule(log_rule(prefix)).rule(drop_rule("nothing allowed it"));
+        let direction = group.direction;
+        let reason = Reason::NoMatch { direction };
+        chain = chain.rule(log_rule(reason)).rule(drop_rule("nothing allowed it"));
     }
     table.add_chain(guarded(input, chain));
 }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Decider, PolicyReport, Resolved, TierReport, decider, reports, show, staged};
+use super::{Decider, PolicyReport, Resolved, TierReport, decider, reports, show, staged_reports};
 use crate::eval::{HostDecider, HostDecision, Outcome, Passage, evaluate_passage};
 use crate::model::{HostEndpoint, Model, Stage};
 use crate::packet::{Direction, Packet};
@@ -137,7 +137,7 @@ fn check(
         decided_by,
         tiers,
         profiles,
-        staged: staged(model, direction, packet, &|policy| {
+        staged: staged_reports(model, direction, packet, &|policy| {
             policy.selects_host(host, stage)
         }),
         advice,

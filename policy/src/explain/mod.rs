@@ -343,7 +343,7 @@ pub(crate) fn packet(query: &Query, src: IpAddr, dst: IpAddr) -> Result<Packet, 
 fn check(model: &Model, endpoint: &Endpoint, direction: Direction, packet: &Packet) -> Check {
     let decision = evaluate(model, &endpoint.id, direction, packet);
     let (tiers, profiles) = reports(model, &decision.trace, direction, packet);
-    let staged = staged(model, direction, packet, &|policy| policy.selects(endpoint));
+    let staged = staged_reports(model, direction, packet, &|policy| policy.selects(endpoint));
     let decided_by = decider(model, &decision.decided_by, direction);
     let reason = show::reason(&endpoint.profiles, direction, &decision.decided_by, &decided_by);
     let advice = if decision.allowed {
@@ -401,7 +401,7 @@ fn reports(
 }
 
 /// What each staged policy that `selects` takes would say on its own.
-fn staged(
+fn staged_reports(
     model: &Model,
     direction: Direction,
     packet: &Packet,
@@ -485,7 +485,7 @@ pub fn staged(
         })
         .collect();
     staged.sort_by_key(|policy| policy.sort_key());
-    let says = |policy: &crate::model::Policy| {
+    let says = |policy: &Policy| {
         let rules = policy.rules(direction).unwrap_or_default();
         let decides = |rule: &&Rule| rule.action != Action::Log && rule_matches(model, rule, packet);
         StagedVerdict(rules.iter().find(decides).map(|rule| rule.action))
