@@ -13,6 +13,7 @@
 //! model      the validated world of tiers, policies, sets and endpoints
 //! eval       who may speak to whom, said slowly and plainly
 //! compile    that world as a small program for a kernel
+//! sorted     sets that share what they have in common
 //! explain    why a packet passes or not, and what would change that
 //! judge      the program made ready for very many questions
 //! difference which flows a change of policy lets pass or stops
@@ -33,5 +34,6 @@ pub mod packet;
 pub mod path;
 pub mod resource;
 pub mod selector;
+pub mod sorted;
 pub mod tree;
 pub mod validate;

@@ -167,7 +167,7 @@ fn one_net_needs_no_set_and_a_whole_family_no_match() {
             .unwrap()
             .clone();
         assert!(program.sets.is_empty());
-        policy.ingress
+        policy.ingress.clone()
     };
     let one = matches(json!({"nets": ["10.1.2.3/8", "10.9.0.0/16"]}));
     assert_eq!((one.len(), one[0].family), (1, Some(IpVersion::V4)));

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::handle::{LearnedInbox, Shared, StoreEvent};
 use super::kernel::{Kernel, Neighbours};
-use crate::calc::{Desired, LocalEndpoint, LocalRoute, World, calculate};
+use crate::calc::{Calculator, Change, Desired, LocalEndpoint, LocalRoute};
 use crate::config::{AgentConfig, ROUTE_PROTOCOL};
 use crate::linkmon::{Event, Monitor};
 use crate::nft::ApplyError;
@@ -39,7 +39,7 @@ pub(super) struct Owner {
     kernel: Kernel,
     monitor: Monitor,
     conntrack: Option<Conntrack>,
-    world: World,
+    calculator: Calculator,
     quarantine: Quarantine,
     window: Window,
     /// The store has been read whole.
@@ -56,7 +56,7 @@ pub(super) struct Owner {
     /// Calculated last.
     desired: Option<Desired>,
     /// Local endpoints whose policy is in the kernel, or was and is being removed.
-    applied: BTreeMap<EndpointId, LocalEndpoint>,
+    applied: Arc<BTreeMap<EndpointId, LocalEndpoint>>,
     /// Highest mod revision seen, and the one up to which the kernel has everything.
     revision: (u64, u64),
     /// Routes are to be read back then.
@@ -66,6 +66,8 @@ pub(super) struct Owner {
     audit: Option<Instant>,
     /// Connections are judged once more then.
     judge: Option<Instant>,
+    /// Others are to be given the present model then: who is behind an address.
+    names: Option<Instant>,
     last_error: Option<String>,
 }
 
@@ -88,7 +90,7 @@ impl Owner {
             .ok();
         Ok(Self {
             window: Window::new(config.apply_window, config.apply_window_max),
-            world: World::new(&config.node_name),
+            calculator: Calculator::new(config.clone()),
             config,
             shared,
             advertise,
@@ -104,12 +106,13 @@ impl Owner {
             stale: true,
             unapplied: true,
             desired: None,
-            applied: BTreeMap::new(),
+            applied: Arc::default(),
             revision: (0, 0),
             repair: None,
             retry: None,
             audit: None,
             judge: None,
+            names: None,
             last_error: None,
         })
     }
@@ -132,7 +135,13 @@ impl Owner {
                     self.take_inbox(inbox);
                 }
                 events = store.recv(), if store_open => match events {
-                    Some(events) => self.take_store(events),
+                    Some(mut events) => {
+                        // Whatever has come meanwhile belongs to the same run.
+                        while let Ok(more) = store.try_recv() {
+                            events.extend(more);
+                        }
+                        self.take_store(events);
+                    }
                     // The mirror is gone; the kernel keeps what it has, and links and routes are still looked after.
                     None => store_open = false,
                 },
@@ -194,12 +203,12 @@ impl Owner {
     fn take_store(&mut self, events: Vec<StoreEvent>) {
         let now = Instant::now();
         for event in events {
-            let changed = match event {
+            let change = match event {
                 StoreEvent::Put { key, value, revision } => {
                     self.revision.0 = self.revision.0.max(revision);
-                    self.world.put(&key, &value, revision)
+                    self.calculator.put(&key, &value, revision)
                 }
-                StoreEvent::Delete { key } => self.world.delete(&key),
+                StoreEvent::Delete { key } => self.calculator.delete(&key),
                 StoreEvent::Provisional => {
                     if !self.is_ready() {
                         tracing::warn!(
@@ -209,7 +218,7 @@ impl Owner {
                         self.provisional = true;
                         self.kernel.routes.hold_local(true);
                     }
-                    true
+                    Change::Rules
                 }
                 StoreEvent::InSync => {
                     if !self.in_sync {
@@ -220,12 +229,19 @@ impl Owner {
                         self.kernel.routes.hold_local(false);
                         self.audit = now.checked_add(self.config.audit_interval);
                     }
-                    true
+                    Change::Rules
                 }
             };
-            if changed {
-                self.stale = true;
-                self.window.note(now);
+            match change {
+                Change::Nothing => {}
+                Change::Members => {
+                    self.stale = true;
+                    self.window.note_light(now);
+                }
+                Change::Rules => {
+                    self.stale = true;
+                    self.window.note(now);
+                }
             }
         }
     }
@@ -321,6 +337,7 @@ impl Owner {
         if run {
             self.window.close();
             self.apply().await;
+            self.window.done(now, Instant::now());
         }
     }
 
@@ -385,9 +402,9 @@ impl Owner {
 
     /// Where host endpoints are found by the addresses of interfaces: these, as they are now.
     fn read_addresses(&mut self) -> Result<(), rtnl::Error> {
-        if self.world.needs_addresses() {
+        if self.calculator.needs_addresses() {
             let addresses = links::addresses_by_interface(&mut self.kernel.rtnl)?;
-            self.stale |= self.world.set_addresses(addresses);
+            self.stale |= self.calculator.set_addresses(addresses);
         }
         Ok(())
     }
@@ -395,11 +412,13 @@ impl Owner {
     fn calculate(&mut self) {
         self.kernel.counters.calculations += 1;
         if !self.quarantine.is_empty() {
-            let open = calculate(&self.world, &self.config, &BTreeMap::new());
+            let open = self.calculator.calculate(&BTreeMap::new());
             self.quarantine.lift(&open.table);
         }
-        let desired = calculate(&self.world, &self.config, self.quarantine.reasons());
-        for problem in &desired.problems {
+        let desired = self.calculator.calculate(self.quarantine.reasons());
+        let before = self.desired.as_ref();
+        let problems_changed = before.is_none_or(|before| !Arc::ptr_eq(&before.problems, &desired.problems));
+        for problem in desired.problems.iter().filter(|_| problems_changed) {
             let known = self
                 .desired
                 .as_ref()
@@ -412,13 +431,19 @@ impl Owner {
                 );
             }
         }
+        self.names.get_or_insert_with(Instant::now);
         self.unapplied |= self
             .desired
             .as_ref()
-            .is_none_or(|before| before.table != desired.table);
+            .is_none_or(|before| !before.table.is_same(&desired.table));
+        if (self.desired.as_ref()).is_some_and(|before| Arc::ptr_eq(&before.routes, &desired.routes)) {
+            self.desired = Some(desired);
+            self.stale = false;
+            return;
+        }
         let mut local = BTreeMap::new();
         let mut blackholes = BTreeMap::new();
-        for (prefix, route) in &desired.routes {
+        for (prefix, route) in desired.routes.iter() {
             match route {
                 LocalRoute::Interface { name, .. } => local.insert(*prefix, Target::Device(name.clone())),
                 LocalRoute::Blackhole => blackholes.insert(*prefix, Target::Blackhole),
@@ -426,7 +451,6 @@ impl Owner {
         }
         self.kernel.routes.want_only(Class::Local, local);
         self.kernel.routes.want_only(Class::Blackhole, blackholes);
-        self.shared.model.store(Arc::clone(&desired.model));
         self.desired = Some(desired);
         self.stale = false;
     }
@@ -448,7 +472,7 @@ impl Owner {
         if self.keep_table == Some(true) {
             // What the agent before knew was newer than any copy.
             if let Some(desired) = &self.desired {
-                self.applied = desired.endpoints.clone();
+                self.applied = Arc::clone(&desired.endpoints);
             }
             return Ok(());
         }
@@ -459,7 +483,7 @@ impl Owner {
             if !self.unapplied {
                 break;
             }
-            match self.kernel.writer.apply(desired.table.clone()).await {
+            match self.kernel.writer.apply(Arc::clone(&desired.table)).await {
                 Ok(applied) => {
                     if applied.messages > 0 {
                         self.judge = Instant::now().checked_add(JUDGE_AGAIN);
@@ -484,7 +508,7 @@ impl Owner {
             }
         }
         if let Some(desired) = &self.desired {
-            self.applied = desired.endpoints.clone();
+            self.applied = Arc::clone(&desired.endpoints);
             self.revision.1 = self.revision.0;
         }
         Ok(())
@@ -612,7 +636,7 @@ impl Owner {
     fn problems(&self) -> Vec<Problem> {
         self.desired
             .as_ref()
-            .map(|desired| desired.problems.clone())
+            .map(|desired| desired.problems.to_vec())
             .unwrap_or_default()
     }
 

@@ -11,9 +11,12 @@
 //!
 //! Pure, and without memory: the output depends on the present objects only, never on the order in which they came
 //! or on what was there before. An object that cannot be read is reported and counts as absent; the others go on.
-//! Everything is calculated anew each time. What changed is found afterwards, by comparing values: the table by
-//! `nft::apply`, the routes by `routetable`.
+//! [`calculate`] does it from nothing. A [`Calculator`] keeps what it made and does again only what a change reaches; its
+//! outcome is always that of [`calculate`]. What changed is found afterwards, by comparing values: the table by
+//! `nft::apply`, the routes by `routetable`. Parts that stayed the same are the same values in memory, so most of that
+//! is a comparison of pointers.
 
+mod calculator;
 mod hosts;
 mod routes;
 
@@ -23,17 +26,18 @@ use std::sync::Arc;
 
 use datastore::key::Key;
 use ipnetwork::IpNetwork;
-use policy::compile::{Program, compile_node};
-use policy::model::{EndpointId, Model};
-use policy::resource::{
-    EndpointToHostAction, FelixConfigurationSpec, Kind, Resource, WorkloadSourceSpoofing,
-};
+use policy::compile::Program;
+use policy::model::EndpointId;
+use policy::resource::{FelixConfigurationSpec, Kind, Resource};
 use serde_json::Value;
 
 use crate::config::AgentConfig;
 use crate::nft::ruleset::Table;
-use crate::render::{self, HostAction};
+use crate::render;
 use crate::status::Problem;
+
+use calculator::State;
+pub use calculator::{Calculator, Change};
 
 /// Annotation of an IPPool that says how its addresses are told to the network: `Host` (every workload by itself, the
 /// default) or `Block` (a node's whole blocks, and single addresses only where they lie outside of them).
@@ -52,12 +56,27 @@ enum Stored {
     Broken(String),
 }
 
+/// What an event did to the world.
+#[derive(Debug)]
+enum Exchanged {
+    /// Nothing that matters here.
+    Nothing,
+    /// A block of this node came or went.
+    Block,
+    /// An object came, changed or went; this is what there was.
+    Object(Option<Stored>),
+}
+
 /// The present objects, as far as they matter to a node.
 #[derive(Debug, Clone)]
 pub struct World {
     node: String,
     /// Objects of the API by key.
     objects: BTreeMap<String, Stored>,
+    /// Keys that say another name than their object.
+    misfiled: BTreeSet<String>,
+    /// Keys of objects that are of no use, or not as they are.
+    broken: BTreeSet<String>,
     /// Blocks that are this node's, confirmed ones only: others must not be advertised.
     blocks: BTreeMap<String, IpNetwork>,
     /// Addresses of the node's interfaces, as far as host endpoints are found by them.
@@ -96,20 +115,18 @@ pub struct LocalEndpoint {
 /// What this node should have.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
-    /// What it was all made from, for those who give names to what the kernel says.
-    pub model: Arc<Model>,
     /// The policy, compiled: what [`Desired::table`] is rendered from, and what tracked connections are judged by.
-    pub program: Program,
+    pub program: Arc<Program>,
     /// The policy as the kernel's table.
-    pub table: Table,
+    pub table: Arc<Table>,
     /// Routes that follow from the store. Learned ones are not among them.
-    pub routes: BTreeMap<IpNetwork, LocalRoute>,
+    pub routes: Arc<BTreeMap<IpNetwork, LocalRoute>>,
     /// Workloads of this node.
-    pub endpoints: BTreeMap<EndpointId, LocalEndpoint>,
+    pub endpoints: Arc<BTreeMap<EndpointId, LocalEndpoint>>,
     /// Prefixes to originate, each a key of `routes`, and only while that route is in the kernel.
-    pub advertise: BTreeSet<IpNetwork>,
+    pub advertise: Arc<BTreeSet<IpNetwork>>,
     /// Objects that are not used as they are, in a fixed order.
-    pub problems: Vec<Problem>,
+    pub problems: Arc<Vec<Problem>>,
 }
 
 impl World {
@@ -118,6 +135,8 @@ impl World {
         Self {
             node: node.into(),
             objects: BTreeMap::new(),
+            misfiled: BTreeSet::new(),
+            broken: BTreeSet::new(),
             blocks: BTreeMap::new(),
             addresses: BTreeMap::new(),
         }
@@ -125,10 +144,19 @@ impl World {
 
     /// Takes an object in. True if anything that matters here may be different now.
     pub fn put(&mut self, key: &str, value: &Value, revision: u64) -> bool {
+        !matches!(self.exchange(key, value, revision), Exchanged::Nothing)
+    }
+
+    /// [`World::put`], which also says what there was.
+    fn exchange(&mut self, key: &str, value: &Value, revision: u64) -> Exchanged {
         match Key::parse(key) {
-            Some(Key::Resource { kind, .. }) => {
+            Some(Key::Resource {
+                kind,
+                namespace,
+                name,
+            }) => {
                 if !matters(kind) {
-                    return false;
+                    return Exchanged::Nothing;
                 }
                 let stored = match (Resource::from_json(value), Resource::deny_in_place_of(value)) {
                     (Ok(resource), _) => Stored::Object {
@@ -144,8 +172,28 @@ impl World {
                     },
                     (Err(error), None) => Stored::Broken(error.to_string()),
                 };
-                self.objects.insert(key.to_owned(), stored);
-                true
+                if matches!(stored, Stored::Object { problem: None, .. }) {
+                    self.broken.remove(key);
+                } else {
+                    self.broken.insert(key.to_owned());
+                }
+                let filed_well = match &stored {
+                    Stored::Object { resource, .. } => {
+                        let metadata = resource.metadata();
+                        let default = Some("default".to_owned());
+                        resource.kind() == kind
+                            && metadata.name == name
+                            && (metadata.namespace == namespace
+                                || (metadata.namespace.is_none() && namespace == default))
+                    }
+                    Stored::Broken(_) => true,
+                };
+                if filed_well {
+                    self.misfiled.remove(key);
+                } else {
+                    self.misfiled.insert(key.to_owned());
+                }
+                Exchanged::Object(self.objects.insert(key.to_owned(), stored))
             }
             Some(Key::BlockAffinity { node, block }) if node == self.node => {
                 // Calico writes the flag as a string.
@@ -153,21 +201,35 @@ impl World {
                     .get("deleted")
                     .is_some_and(|flag| *flag == true || *flag == "true");
                 let confirmed = value.get("state").and_then(Value::as_str) == Some("confirmed") && !deleted;
-                if confirmed {
+                let changed = if confirmed {
                     self.blocks.insert(key.to_owned(), block) != Some(block)
                 } else {
                     self.blocks.remove(key).is_some()
+                };
+                if changed {
+                    Exchanged::Block
+                } else {
+                    Exchanged::Nothing
                 }
             }
-            _ => false,
+            _ => Exchanged::Nothing,
         }
     }
 
     /// Forgets an object. True if anything that matters here is different now.
     pub fn delete(&mut self, key: &str) -> bool {
-        let object = self.objects.remove(key).is_some();
-        let block = self.blocks.remove(key).is_some();
-        object || block
+        !matches!(self.take(key), Exchanged::Nothing)
+    }
+
+    /// [`World::delete`], which also says what there was.
+    fn take(&mut self, key: &str) -> Exchanged {
+        self.broken.remove(key);
+        self.misfiled.remove(key);
+        match self.objects.remove(key) {
+            Some(stored) => Exchanged::Object(Some(stored)),
+            None if self.blocks.remove(key).is_some() => Exchanged::Block,
+            None => Exchanged::Nothing,
+        }
     }
 
     /// Name of the node.
@@ -227,73 +289,7 @@ fn matters(kind: Kind) -> bool {
 /// Calculates everything. `quarantine` holds the chains and sets that the kernel refused, with its message: what needs
 /// them is rendered closed.
 pub fn calculate(world: &World, config: &AgentConfig, quarantine: &BTreeMap<String, String>) -> Desired {
-    let (model, found) = Model::from_resources(world.resources().map(|(resource, _)| resource));
-    let mut problems: Vec<Problem> = found
-        .into_iter()
-        .map(|problem| Problem {
-            object: match &problem.namespace {
-                Some(namespace) => format!("{} {namespace}/{}", problem.kind, problem.name),
-                None => format!("{} {}", problem.kind, problem.name),
-            },
-            message: format!("{}: {}", problem.field, problem.message),
-        })
-        .collect();
-    problems.extend(world.objects.iter().filter_map(|(key, stored)| match stored {
-        Stored::Broken(reason) => Some(Problem {
-            object: key.clone(),
-            message: reason.clone(),
-        }),
-        Stored::Object {
-            problem: Some(reason),
-            ..
-        } => Some(Problem {
-            object: key.clone(),
-            message: format!("{reason}; it denies everything it governs until it can be read"),
-        }),
-        Stored::Object { problem: None, .. } => None,
-    }));
-
-    let endpoints = routes::endpoints(world, &model, config, &mut problems);
-    let local: BTreeSet<EndpointId> = endpoints.keys().cloned().collect();
-    let hosts = hosts::local(world, &model, config, &mut problems);
-    let mut program = compile_node(&model, &local, hosts);
-    let configuration = world.configuration();
-    // An address that is somebody else's is nothing this endpoint may send from, and neither is a prefix it asked for
-    // while the administrator does not let endpoints ask.
-    let may_ask = configuration.workload_source_spoofing == Some(WorkloadSourceSpoofing::Any);
-    for (id, endpoint) in &mut program.endpoints {
-        if let Some(own) = endpoints.get(id) {
-            let is_own = |network: &IpNetwork| own.addresses.iter().any(|a| IpNetwork::from(*a) == *network);
-            endpoint
-                .allowed_sources
-                .retain(|network| is_own(network) || (may_ask && !own.conflicts.contains(&network.ip())));
-        }
-    }
-    let pools = routes::Pools::of(world);
-    let (routes, advertise) = routes::routes(world, &endpoints, &pools);
-    let host_action = match configuration.default_endpoint_to_host_action {
-        Some(EndpointToHostAction::Accept | EndpointToHostAction::Return) => HostAction::Accept,
-        Some(EndpointToHostAction::Drop) | None => HostAction::Drop,
-    };
-    let table = render::table(&render::Input {
-        program: &program,
-        config,
-        host_action,
-        nat_pools: pools.translated(),
-        pools: pools.all(),
-        quarantine,
-    });
-    problems.sort();
-    problems.dedup();
-    Desired {
-        model: Arc::new(model),
-        program,
-        table,
-        routes,
-        endpoints,
-        advertise,
-        problems,
-    }
+    State::new(world, config).desired(world, config, quarantine, &mut render::Cache::default())
 }
 
 #[cfg(test)]

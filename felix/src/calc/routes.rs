@@ -85,6 +85,10 @@ pub(super) fn endpoints(
 ) -> BTreeMap<EndpointId, LocalEndpoint> {
     // Who came first: the time of creation, and where that is equal or missing, the name.
     let mut owners: BTreeMap<IpAddr, (&str, EndpointId)> = BTreeMap::new();
+    let ours: BTreeSet<IpAddr> = (model.endpoints.values())
+        .filter(|endpoint| endpoint.node == world.node)
+        .flat_map(|endpoint| endpoint.addresses.iter().copied())
+        .collect();
     let mut details = BTreeMap::new();
     for (resource, revision) in world.resources() {
         let Resource::WorkloadEndpoint(object) = resource else {
@@ -97,7 +101,7 @@ pub(super) fn endpoints(
         };
         // No time at all sorts last: it is not one of ours.
         let age = object.metadata.creation_timestamp.as_deref().unwrap_or("~");
-        for address in &endpoint.addresses {
+        for address in endpoint.addresses.intersection(&ours) {
             let claim = (age, id.clone());
             owners
                 .entry(*address)

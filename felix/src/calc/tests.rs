@@ -168,7 +168,7 @@ fn the_older_endpoint_keeps_an_address_that_two_claim() {
         !desired.endpoints[&id("late")].conflicts.is_empty(),
         "a remote holder counts too"
     );
-    assert_eq!(desired.advertise, BTreeSet::from([net("10.65.0.1/32")]));
+    assert_eq!(*desired.advertise, BTreeSet::from([net("10.65.0.1/32")]));
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn a_pool_that_announces_blocks_makes_its_confirmed_blocks_blackholes() {
     let blackholes: Vec<IpNetwork> = desired.routes.iter().filter_map(is_blackhole).collect();
     assert_eq!(blackholes, [net("10.65.0.0/26")]);
     assert_eq!(
-        desired.advertise,
+        *desired.advertise,
         BTreeSet::from([net("10.65.0.0/26"), net("10.65.1.7/32")])
     );
 }

@@ -3,10 +3,12 @@
 //! Sets and maps are read whole. Of rules only the fingerprint in the comment is read: it says which rule of the
 //! renderer the line was made from, and comparing that is what adoption after a restart needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+
+use policy::sorted::Sorted;
 
 use super::encode::{
     DATA_VERDICT, ELEM_INTERVAL_END, SET_ANONYMOUS, SET_INTERVAL, SET_MAP, TABLE_OWNER, TABLE_PERSIST,
@@ -361,7 +363,7 @@ fn read_set(socket: &mut Socket, table: &str, head: SetHead) -> io::Result<Optio
             })
         }),
         _ => {
-            let elements: Option<BTreeSet<Element>> = raw.iter().map(|e| read_key(&types, &e.key)).collect();
+            let elements: Option<Sorted<Element>> = raw.iter().map(|e| read_key(&types, &e.key)).collect();
             elements.map(|elements| {
                 Named::Set(Set {
                     name,
@@ -440,7 +442,7 @@ fn read_value(t: KeyType, bytes: &[u8]) -> Option<Value> {
 }
 
 /// First elements and the ends behind them, put together to ranges. Touching ranges become one, as when written.
-fn read_ranges(types: &[KeyType], raw: &[RawElement]) -> Option<BTreeSet<Element>> {
+fn read_ranges(types: &[KeyType], raw: &[RawElement]) -> Option<Sorted<Element>> {
     let [t] = types else { return None };
     let mut marks: Vec<(Value, bool)> = Vec::with_capacity(raw.len());
     for element in raw {
@@ -448,7 +450,7 @@ fn read_ranges(types: &[KeyType], raw: &[RawElement]) -> Option<BTreeSet<Element
         marks.push((read_value(*t, &element.key)?, !element.end));
     }
     marks.sort_unstable();
-    let mut ranges = BTreeSet::new();
+    let mut ranges = Sorted::new();
     let mut open: Option<Value> = None;
     for (value, begins) in marks {
         match (open, begins) {

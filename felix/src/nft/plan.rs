@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::dump::{Actual, ActualChain};
 use super::encode::{Batch, EncodedRule, TABLE_OWNER, TABLE_PERSIST};
 use super::ruleset::{
-    Chain, Element, Invalid, Map, Match, Rule, Set, Sound, Statement, Table, Verdict, ranges,
+    Chain, Element, Invalid, Map, Match, Rule, Set, Sound, Statement, Table, Verdict, is_sound_after, ranges,
 };
 
 /// What is known once a plan is committed.
@@ -225,7 +225,7 @@ impl Actual {
             set: &|set| {
                 self.sets
                     .get(&set.name)
-                    .is_some_and(|before| Arc::ptr_eq(before, set))
+                    .is_some_and(|before| Arc::ptr_eq(before, set) || is_sound_after(before, set))
             },
             map: &|map| {
                 self.maps
@@ -421,7 +421,8 @@ fn take_out(
 fn fill_set(before: Option<&Arc<Set>>, after: &Arc<Set>, batch: &mut Batch) -> bool {
     let count = batch.len();
     match before {
-        Some(before) if Arc::ptr_eq(before, after) || before.elements == after.elements => {}
+        Some(before) if Arc::ptr_eq(before, after) => {}
+        Some(before) if after.interval && before.elements == after.elements => {}
         // Ranges are replaced as a whole: one transaction on the tree costs the same for one as for all.
         _ if after.interval => {
             let old = before.map(|set| ranges(&set.elements)).unwrap_or_default();
@@ -433,8 +434,9 @@ fn fill_set(before: Option<&Arc<Set>>, after: &Arc<Set>, batch: &mut Batch) -> b
             }
         }
         Some(before) => {
-            batch.members(&after.name, false, before.elements.difference(&after.elements));
-            batch.members(&after.name, true, after.elements.difference(&before.elements));
+            let difference = before.elements.difference(&after.elements);
+            batch.members(&after.name, false, difference.removed.into_iter());
+            batch.members(&after.name, true, difference.added.into_iter());
         }
         None => batch.members(&after.name, true, after.elements.iter()),
     }

@@ -5,6 +5,7 @@
 //! by others is undone without being asked, and shown in [`Writer::status`].
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -56,7 +57,7 @@ pub struct Writer {
 
 #[derive(Debug)]
 enum Request {
-    Apply(Box<Table>, oneshot::Sender<Result<Applied, ApplyError>>),
+    Apply(Arc<Table>, oneshot::Sender<Result<Applied, ApplyError>>),
     Audit(oneshot::Sender<Result<Vec<String>, ApplyError>>),
     Counters(
         Option<Vec<String>>,
@@ -101,17 +102,18 @@ impl Writer {
     ///
     /// # Errors
     /// See [`ApplyError`]. The kernel then has the table it had before, and that one is kept.
-    pub async fn apply(&self, desired: Table) -> Result<Applied, ApplyError> {
-        self.ask(|reply| Request::Apply(Box::new(desired), reply)).await
+    pub async fn apply(&self, desired: impl Into<Arc<Table>>) -> Result<Applied, ApplyError> {
+        let desired = desired.into();
+        self.ask(|reply| Request::Apply(desired, reply)).await
     }
 
     /// [`Writer::apply`] for threads that may wait. Not for use inside an async runtime.
     ///
     /// # Errors
     /// As [`Writer::apply`].
-    pub fn apply_blocking(&self, desired: Table) -> Result<Applied, ApplyError> {
+    pub fn apply_blocking(&self, desired: impl Into<Arc<Table>>) -> Result<Applied, ApplyError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Apply(Box::new(desired), reply))?;
+        self.send(Request::Apply(desired.into(), reply))?;
         answer.blocking_recv().map_err(|_| ApplyError::Closed)?
     }
 
@@ -189,7 +191,7 @@ impl Drop for Writer {
 struct Worker {
     engine: Engine,
     /// The table applied last, for repairs.
-    desired: Option<Table>,
+    desired: Option<Arc<Table>>,
     options: Options,
     publish: watch::Sender<Status>,
 }
@@ -221,7 +223,7 @@ impl Worker {
             Request::Apply(desired, reply) => {
                 let result = self.engine.apply(&desired);
                 if result.is_ok() {
-                    self.desired = Some(*desired);
+                    self.desired = Some(desired);
                 }
                 self.publish_owned();
                 let _ = reply.send(result);

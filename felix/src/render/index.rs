@@ -16,10 +16,12 @@
 //! very large sets, negations) is in every cell that it could concern, and where that would multiply the ruleset the list
 //! stays linear.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use policy::compile::{Match, Members, Program, Rule, Side};
+use policy::compile::{IpSet, Match, Members, Program, Rule, SetId, Side};
 use policy::packet::IpVersion;
 
 /// A range of more ports than this is not written as single ports.
@@ -63,14 +65,43 @@ impl Split {
     }
 }
 
+/// What was seen of a set.
+#[derive(Clone, Debug)]
+pub(super) enum Read {
+    /// Its members.
+    Members(Arc<IpSet>),
+    /// That they are more than are looked at one by one.
+    TooMany,
+}
+
+impl Read {
+    /// Whether looking at the set again would show the same.
+    pub(super) fn holds(&self, now: Option<&Arc<IpSet>>) -> bool {
+        match (self, now) {
+            (Read::Members(then), Some(now)) => Arc::ptr_eq(then, now),
+            (Read::TooMany, Some(now)) => match &now.members {
+                Members::Addresses(members) => members.len() > MEMBERS_MAX,
+                Members::Networks(members) => members.len() > MEMBERS_MAX,
+                Members::NamedPorts(members) => members.len() > MEMBERS_MAX,
+            },
+            (_, None) => false,
+        }
+    }
+}
+
+/// Sets that were looked at.
+pub(super) type Reads = BTreeMap<SetId, Read>;
+
 /// What the lists of one program have in common.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Index<'a> {
     pub(super) program: &'a Program,
     /// Which address of the packet is the peer's: the source on ingress, the destination on egress.
     pub(super) peer: Side,
     /// Lists of no more rules than this are asked one by one.
     pub(super) linear: usize,
+    /// Takes down which sets decided.
+    pub(super) reads: RefCell<Reads>,
 }
 
 /// An item of a list: a policy with its rules, or a single rule.
@@ -83,20 +114,49 @@ impl Index<'_> {
         if total <= self.linear {
             return None;
         }
-        let ports = (!used.contains(&Key::Ports)).then(|| (Key::Ports, self.by_ports(items)));
-        let peers = (!used.contains(&Key::Peers) && total > PEERS_FACTOR * self.linear)
-            .then(|| (Key::Peers, self.by_peers(items)));
-        (ports.into_iter().chain(peers))
-            .filter_map(|(key, split)| Some((key, split?)))
-            .map(|(key, split)| {
-                let cells = split.cells().chain([&split.rest]);
-                let longest = cells.map(|cell| weight(items, cell.iter().copied())).max();
-                (longest.unwrap_or_default(), key, split)
-            })
+        let rated = |split: Split| {
+            let cells = split.cells().chain([&split.rest]);
+            let longest = cells.map(|cell| weight(items, cell.iter().copied())).max();
+            let longest = longest.unwrap_or_default();
             // The work of a packet has to halve at least, or the map is not worth having.
-            .filter(|(longest, _, _)| longest * 2 <= total)
-            .min_by_key(|(longest, key, _)| (*longest, *key))
-            .map(|(_, key, split)| (key, split))
+            (longest * 2 <= total).then_some((longest, split))
+        };
+        let ports = (!used.contains(&Key::Ports))
+            .then(|| self.by_ports(items))
+            .flatten()
+            .and_then(rated);
+        // Ports stay while peers come and go, so peers are not even looked at where ports will do.
+        let enough = (ports.as_ref()).is_some_and(|(longest, _)| *longest <= self.linear);
+        let peers = (!enough && !used.contains(&Key::Peers) && total > PEERS_FACTOR * self.linear)
+            .then(|| self.by_peers(items))
+            .flatten()
+            .and_then(rated);
+        match (ports, peers) {
+            (Some((by_ports, _)), Some((by_peers, split))) if by_peers < by_ports => {
+                Some((Key::Peers, split))
+            }
+            (Some((_, split)), _) => Some((Key::Ports, split)),
+            (None, Some((_, split))) => Some((Key::Peers, split)),
+            (None, None) => None,
+        }
+    }
+
+    /// The members of a set, noted as looked at; nothing if they are too many.
+    fn members(&self, id: &SetId) -> Option<&Members> {
+        let set = self.program.sets.get(id)?;
+        let count = match &set.members {
+            Members::Addresses(members) => members.len(),
+            Members::Networks(members) => members.len(),
+            Members::NamedPorts(members) => members.len(),
+        };
+        let read = if count <= MEMBERS_MAX {
+            Read::Members(Arc::clone(set))
+        } else {
+            Read::TooMany
+        };
+        let is_small = matches!(read, Read::Members(_));
+        self.reads.borrow_mut().insert(id.clone(), read);
+        is_small.then_some(&set.members)
     }
 
     fn by_ports(&self, items: &[Item<'_>]) -> Option<Split> {
@@ -177,8 +237,8 @@ impl Index<'_> {
                 side: Side::Destination,
                 set,
                 negate: false,
-            } => match &self.program.sets.get(set)?.members {
-                Members::NamedPorts(members) if members.len() <= MEMBERS_MAX => {
+            } => match self.members(set)? {
+                Members::NamedPorts(members) => {
                     let keys: BTreeSet<_> = members
                         .iter()
                         .map(|(_, protocol, port)| (protocol.0, *port))
@@ -203,11 +263,9 @@ impl Index<'_> {
                 side,
                 set,
                 negate: false,
-            } if *side == self.peer => match &self.program.sets.get(set)?.members {
-                Members::Addresses(members) if members.len() <= MEMBERS_MAX => {
-                    Some(members.iter().copied().collect())
-                }
-                Members::Networks(members) if members.len() <= MEMBERS_MAX && members.iter().all(is_host) => {
+            } if *side == self.peer => match self.members(set)? {
+                Members::Addresses(members) => Some(members.iter().copied().collect()),
+                Members::Networks(members) if members.iter().all(is_host) => {
                     Some(members.iter().map(ipnetwork::IpNetwork::ip).collect())
                 }
                 _ => None,

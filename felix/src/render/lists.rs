@@ -1,5 +1,6 @@
 //! Lists of policies and rules as chains: asked in order while they are short, entered by lookup where they are long.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -7,7 +8,7 @@ use policy::compile::{Side, digest};
 use policy::packet::Direction;
 
 use super::Input;
-use super::index::{Cell, Index, Item, Key, Split};
+use super::index::{Cell, Index, Item, Key, Reads, Split};
 use super::policy::guarded;
 use crate::nft::ruleset::{Chain, Element, Field, KeyType, Map, Rule, Statement, Table, Value, Verdict};
 
@@ -23,8 +24,15 @@ pub(super) trait List {
     fn append(&self, chain: Chain, items: &[usize]) -> Chain;
 }
 
-/// Adds the chain `name` that asks the list, with the maps and cells it needs.
-pub(super) fn add(input: &Input<'_>, direction: Direction, list: &dyn List, name: &str, table: &mut Table) {
+/// Adds the chain `name` that asks the list, with the maps and cells it needs. Returns the sets whose members decided
+/// what they are.
+pub(super) fn add(
+    input: &Input<'_>,
+    direction: Direction,
+    list: &dyn List,
+    name: &str,
+    table: &mut Table,
+) -> Reads {
     let (peer, fields) = match direction {
         Direction::Ingress => (Side::Source, (Field::IpSaddr, Field::Ip6Saddr)),
         Direction::Egress => (Side::Destination, (Field::IpDaddr, Field::Ip6Daddr)),
@@ -37,6 +45,7 @@ pub(super) fn add(input: &Input<'_>, direction: Direction, list: &dyn List, name
             program: input.program,
             peer,
             linear: input.config.linear_rules,
+            reads: RefCell::default(),
         },
         fields,
         identity: list.identity(),
@@ -44,6 +53,7 @@ pub(super) fn add(input: &Input<'_>, direction: Direction, list: &dyn List, name
         table,
     };
     writer.chain(name, &(0..items.len()).collect::<Cell>(), &BTreeSet::new());
+    writer.index.reads.into_inner()
 }
 
 struct Writer<'a, 'b> {

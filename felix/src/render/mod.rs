@@ -25,6 +25,7 @@
 //! - The host reaches its own workloads unpoliced, as health checks need; workloads reach the host only as
 //!   `defaultEndpointToHostAction` says, apart from neighbour discovery.
 
+mod cache;
 mod host;
 mod index;
 mod lists;
@@ -33,6 +34,7 @@ mod report;
 mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use policy::chain_names;
@@ -46,6 +48,7 @@ use crate::nft::ruleset::{
 
 use ::policy::compile::Program;
 
+pub use cache::Cache;
 pub use report::{LinearRule, ListReport, Report, SetCount, report};
 
 /// NFLOG group of everything that is logged.
@@ -88,6 +91,12 @@ pub struct Input<'a> {
 
 /// The table.
 pub fn table(input: &Input<'_>) -> Table {
+    Arc::unwrap_or_clone(table_with(input, &mut Cache::default()))
+}
+
+/// The table, with the parts of the last one that are the same now.
+pub fn table_with(input: &Input<'_>, cache: &mut Cache) -> Arc<Table> {
+    let (mut sets, mut lists) = cache.begin(input);
     let mut table = Table::new(TABLE);
     table.comment = Some(TABLE_COMMENT.to_owned());
     sources(input, &mut table);
@@ -95,9 +104,9 @@ pub fn table(input: &Input<'_>) -> Table {
     host(input, &mut table);
     host::add(input, &mut table);
     nat(input, &mut table);
-    sets::add(input, &mut table);
-    policy::add(input, &mut table);
-    table
+    sets::add(input, &mut table, &mut sets);
+    policy::add(input, &mut table, &mut lists);
+    cache.end(input, sets, lists, table)
 }
 
 /// `iifname "cali*"` or `oifname "cali*"`.

@@ -1,6 +1,7 @@
 //! Groups, tiers, policies and their rules as chains.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use policy::compile::{
     Action, GroupId, Match as Condition, Policy, PolicyId, Program, Rule as Compiled, Side, TierChain,
@@ -9,6 +10,7 @@ use policy::compile::{
 use policy::model::{Hook, PolicyKind};
 use policy::packet::{Direction, IpVersion};
 
+use super::cache::Lists;
 use super::index::Item;
 use super::lists::{self, List};
 use super::{Input, drop_rule, log_rule, said};
@@ -51,7 +53,7 @@ pub(super) fn body_name(id: &PolicyId, direction: Direction) -> String {
 }
 
 /// Adds the chains of every group, and all that they need.
-pub(super) fn add(input: &Input<'_>, table: &mut Table) {
+pub(super) fn add(input: &Input<'_>, table: &mut Table, lists: &mut Lists) {
     let program = input.program;
     let mut bodies: BTreeSet<(PolicyId, Direction)> = BTreeSet::new();
     let mut tiers = BTreeMap::new();
@@ -100,7 +102,11 @@ pub(super) fn add(input: &Input<'_>, table: &mut Table) {
             tier,
             direction,
         };
-        lists::add(input, direction, &list, tier.id.as_str(), table);
+        let policies = tier.policies.iter().filter_map(|id| program.policies.get(id));
+        let name = tier.id.as_str();
+        lists.add(input, name, policies.cloned().collect(), table, |table| {
+            lists::add(input, direction, &list, name, table)
+        });
     }
     for (id, direction) in bodies {
         let Some(policy) = program.policies.get(&id) else {
@@ -111,7 +117,10 @@ pub(super) fn add(input: &Input<'_>, table: &mut Table) {
             policy,
             direction,
         };
-        lists::add(input, direction, &writer, &body_name(&id, direction), table);
+        let name = body_name(&id, direction);
+        lists.add(input, &name, vec![Arc::clone(policy)], table, |table| {
+            lists::add(input, direction, &writer, &name, table)
+        });
     }
     if uses_pass(program) {
         table.add_chain(

@@ -1,6 +1,7 @@
 //! What becomes of policies in the table, for people: which lists are entered by lookup, and which rules are asked one by
 //! one and why.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::compile::{Match, Members, Policy, Program, Rule, Side, TierChain};
@@ -140,6 +141,7 @@ fn list(
             Direction::Egress => Side::Destination,
         },
         linear: config.linear_rules,
+        reads: RefCell::default(),
     };
     let rules = |numbers: &[usize]| -> usize {
         numbers

@@ -1,35 +1,40 @@
 //! Sets of the program as nftables sets.
 
 use ipnetwork::IpNetwork;
-use policy::compile::Members;
+use policy::compile::{IpSet, Members, SetId};
 use policy::packet::IpVersion;
 
 use super::Input;
+use super::cache::Sets;
 use crate::nft::ruleset::{Element, KeyType, Set, Table, Value};
 
 /// Adds every set of the program.
-pub(super) fn add(input: &Input<'_>, table: &mut Table) {
+pub(super) fn add(input: &Input<'_>, table: &mut Table, kept: &mut Sets) {
     for (id, set) in &input.program.sets {
-        if input.quarantine.contains_key(id.as_str()) {
-            continue;
+        if !input.quarantine.contains_key(id.as_str()) {
+            table.add_set(kept.set(id, set));
         }
-        let address = match set.family {
-            IpVersion::V4 => KeyType::Ipv4Addr,
-            IpVersion::V6 => KeyType::Ipv6Addr,
-        };
-        let made = match &set.members {
-            Members::Addresses(addresses) => Set::new(id.as_str(), [address])
-                .with(addresses.iter().map(|ip| Element::one(Value::from(*ip)))),
-            Members::Networks(networks) => Set::interval(id.as_str(), address)
-                .with(networks.iter().map(|network| Element::network(*network))),
-            Members::NamedPorts(ports) => {
-                let key = [address, KeyType::InetProto, KeyType::InetService];
-                Set::new(id.as_str(), key).with(ports.iter().map(|(ip, protocol, port)| {
-                    Element::concat([Value::from(*ip), Value::Proto(protocol.0), Value::Port(*port)])
-                }))
-            }
-        };
-        table.add_set(made);
+    }
+}
+
+/// A set of the program.
+pub(super) fn render(id: &SetId, set: &IpSet) -> Set {
+    let address = match set.family {
+        IpVersion::V4 => KeyType::Ipv4Addr,
+        IpVersion::V6 => KeyType::Ipv6Addr,
+    };
+    match &set.members {
+        Members::Addresses(addresses) => {
+            Set::new(id.as_str(), [address]).with(addresses.iter().map(|ip| Element::one(Value::from(*ip))))
+        }
+        Members::Networks(networks) => Set::interval(id.as_str(), address)
+            .with(networks.iter().map(|network| Element::network(*network))),
+        Members::NamedPorts(ports) => {
+            let key = [address, KeyType::InetProto, KeyType::InetService];
+            Set::new(id.as_str(), key).with(ports.iter().map(|(ip, protocol, port)| {
+                Element::concat([Value::from(*ip), Value::Proto(protocol.0), Value::Port(*port)])
+            }))
+        }
     }
 }
 

@@ -74,7 +74,7 @@ fn on(node: &'static str, packets: &[(String, Packet)]) -> Vec<Option<String>> {
         }
         site.silence(OUTSIDE);
         let meaning = site.apply(&objects());
-        assert_eq!(meaning.desired.problems, []);
+        assert_eq!(*meaning.desired.problems, []);
         site.assert_listing_loads_again();
         let packets: Vec<(&str, Packet)> = packets
             .iter()

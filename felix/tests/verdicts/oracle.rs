@@ -159,7 +159,7 @@ fn every_case() {
             }
             let objects: Vec<Value> = cluster.resources().iter().map(|r| r.to_json()).collect();
             let meaning = site.apply(&objects);
-            assert_eq!(meaning.desired.problems, [], "{}", case.name);
+            assert_eq!(*meaning.desired.problems, [], "{}", case.name);
             site.assert_listing_loads_again();
 
             let reached = reached(&mut site, &pods, &servers);

@@ -289,7 +289,7 @@ impl Site {
 
     fn set_routes(&mut self, desired: &Desired) {
         let mut wanted = BTreeMap::new();
-        for (network, way) in &desired.routes {
+        for (network, way) in desired.routes.iter() {
             if let LocalRoute::Interface { name, .. } = way {
                 wanted.insert(*network, self.spots[name].index);
             }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::digest::digest;
 use super::interpret::{Decider, Machine};
 use super::program::{GroupId, PolicyId, Program, TierChain, TierEnd};
-use super::{Compiler, OrderedTier, body, tier_chain_with};
+use super::{Compiler, OrderedTier, add_body, tier_chain_with};
 use crate::eval::Outcome;
 use crate::model::{self, Failsafe, HostInterfaces, Stage, belongs_to_the_link};
 use crate::packet::{Direction, Packet};
@@ -128,7 +128,7 @@ impl<'m> Compiler<'m> {
         for OrderedTier { tier, policies } in &self.tiers {
             let applied: Vec<PolicyId> = (policies.iter())
                 .filter(|policy| policy.selects_host(host, stage) && policy.rules(direction).is_some())
-                .map(|policy| body(policy, &mut self.sets, &mut self.program))
+                .map(|policy| add_body(policy, &mut self.sets, &mut self.program))
                 .collect();
             if !applied.is_empty() {
                 let end = if stage.ends_tiers() {

@@ -7,6 +7,7 @@
 
 mod digest;
 mod host;
+mod incremental;
 mod index;
 mod interpret;
 mod program;
@@ -15,16 +16,18 @@ mod sets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
 use crate::model::{self, EndpointId, Hook, LabelSet, Model, PolicyKey, PolicyKind};
 use crate::packet::Direction;
 use rules::compile_rules;
-use sets::{Sets, cover};
+use sets::{Made, Sets, cover};
 
 pub use digest::digest;
 pub use host::{HostEndpoint, HostGroup, HostVerdict, Hosts, LocalHosts, interpret_host};
+pub use incremental::Incremental;
 pub use interpret::{Decider, Verdict, interpret};
 pub use program::{
     Action, Endpoint, Group, GroupId, IpSet, Match, Members, Policy, PolicyId, Program, Rule, SetId, Side,
@@ -39,6 +42,11 @@ pub fn compile(model: &Model, local: &BTreeSet<EndpointId>) -> Program {
 
 /// As [`compile`], with the policy of the node's own interfaces.
 pub fn compile_node(model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHosts) -> Program {
+    compile_with_sets(model, local, hosts).0
+}
+
+/// The program, and what its sets were made of.
+fn compile_with_sets(model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHosts) -> (Program, Made) {
     let mut compiler = Compiler {
         model,
         tiers: ordered_tiers(model),
@@ -55,8 +63,28 @@ pub fn compile_node(model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHos
     let Compiler {
         sets, mut program, ..
     } = compiler;
-    program.sets = sets.into_used();
-    program
+    let mut made = sets.into_made();
+    made.retain(
+        &program
+            .policies
+            .values()
+            .flat_map(|policy| policy.sets())
+            .collect(),
+    );
+    program.sets = std::mem::take(&mut made.sets);
+    (program, made)
+}
+
+/// The rules of a policy, compiled.
+fn body(policy: &model::Policy, sets: &mut Sets<'_>) -> Policy {
+    Policy {
+        key: policy.key.clone(),
+        hook: policy.hook,
+        ingress: compile_rules(policy.ingress.as_deref().unwrap_or_default(), sets),
+        egress: compile_rules(policy.egress.as_deref().unwrap_or_default(), sets),
+        missing: false,
+        origin: policy.origin.clone(),
+    }
 }
 
 /// The name of the body of a policy or profile, for joining other facts (counters, logs) with a policy.
@@ -137,7 +165,7 @@ impl<'m> Compiler<'m> {
         for OrderedTier { tier, policies } in &self.tiers {
             let mut applied: [Vec<PolicyId>; 2] = Default::default();
             for policy in policies.iter().filter(|policy| policy.selects(endpoint)) {
-                let id = body(policy, &mut self.sets, &mut self.program);
+                let id = add_body(policy, &mut self.sets, &mut self.program);
                 for (list, direction) in applied.iter_mut().zip(Direction::BOTH) {
                     if policy.rules(direction).is_some() {
                         list.push(id.clone());
@@ -184,7 +212,7 @@ impl<'m> Compiler<'m> {
                     }
                 }
             };
-            self.program.policies.insert(id.clone(), body);
+            self.program.policies.insert(id.clone(), Arc::new(body));
         }
         id
     }
@@ -198,26 +226,21 @@ impl<'m> Compiler<'m> {
         let tier_ids = tiers.iter().map(|chain| chain.id.as_str());
         let content: Vec<&str> = tier_ids.chain(profiles.iter().map(PolicyId::as_str)).collect();
         let id = GroupId(digest(prefix, &content));
-        (self.program.groups.entry(id.clone())).or_insert_with(|| Group {
-            direction,
-            tiers,
-            profiles: profiles.to_vec(),
+        (self.program.groups.entry(id.clone())).or_insert_with(|| {
+            Arc::new(Group {
+                direction,
+                tiers,
+                profiles: profiles.to_vec(),
+            })
         });
         id
     }
 }
 
 /// The body of a policy, compiled if it is met for the first time.
-fn body(policy: &model::Policy, sets: &mut Sets<'_>, program: &mut Program) -> PolicyId {
+fn add_body(policy: &model::Policy, sets: &mut Sets<'_>, program: &mut Program) -> PolicyId {
     let id = policy_id(&policy.key);
-    program.policies.entry(id.clone()).or_insert_with(|| Policy {
-        key: policy.key.clone(),
-        hook: policy.hook,
-        ingress: compile_rules(policy.ingress.as_deref().unwrap_or_default(), sets),
-        egress: compile_rules(policy.egress.as_deref().unwrap_or_default(), sets),
-        missing: false,
-        origin: policy.origin.clone(),
-    });
+    (program.policies.entry(id.clone())).or_insert_with(|| Arc::new(body(policy, sets)));
     id
 }
 

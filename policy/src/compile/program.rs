@@ -24,6 +24,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -31,6 +32,7 @@ use serde::Serialize;
 use super::host::Hosts;
 use crate::model::{EndpointId, Hook, Origin, PolicyKey};
 use crate::packet::{Direction, IpVersion, Protocol};
+use crate::sorted::Sorted;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -73,15 +75,15 @@ id!(
 );
 
 /// Everything that is to be enforced for a set of local endpoints. Equal inputs give equal programs, whatever the
-/// order in which the inputs came.
+/// order in which the inputs came. Parts are shared: a copy is cheap, and a part that is the same value did not change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Program {
     /// Sets that at least one rule names.
-    pub sets: BTreeMap<SetId, IpSet>,
+    pub sets: BTreeMap<SetId, Arc<IpSet>>,
     /// Policy and profile bodies that at least one group names.
-    pub policies: BTreeMap<PolicyId, Policy>,
+    pub policies: BTreeMap<PolicyId, Arc<Policy>>,
     /// Groups that at least one endpoint names.
-    pub groups: BTreeMap<GroupId, Group>,
+    pub groups: BTreeMap<GroupId, Arc<Group>>,
     /// The local workload endpoints. A packet of an interface that is not here is nobody's, and denied.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
     /// The node's own interfaces.
@@ -104,7 +106,7 @@ pub struct IpSet {
 #[serde(rename_all = "camelCase")]
 pub enum Members {
     /// Single addresses: a hash set.
-    Addresses(BTreeSet<IpAddr>),
+    Addresses(Sorted<IpAddr>),
     /// Networks of any length, disjoint and without host bits, none of length 0 (the whole family is two halves): an
     /// interval set.
     Networks(BTreeSet<IpNetwork>),
@@ -136,6 +138,15 @@ impl Policy {
             Direction::Ingress => &self.ingress,
             Direction::Egress => &self.egress,
         }
+    }
+
+    /// Sets that its rules name, as often as they do.
+    pub fn sets(&self) -> impl Iterator<Item = &SetId> {
+        let matches = (self.ingress.iter().chain(&self.egress)).flat_map(|rule| &rule.matches);
+        matches.filter_map(|condition| match condition {
+            Match::Set { set, .. } | Match::NamedPort { set, .. } => Some(set),
+            Match::Protocol { .. } | Match::Icmp { .. } | Match::Ports { .. } | Match::Net { .. } => None,
+        })
     }
 
     /// Whether a rule of that direction passes: only then must the caller look at the pass mark after the policy.

@@ -1,7 +1,8 @@
 //! Sets: who is behind a selector, a port name or a list of networks, one family at a time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -22,7 +23,7 @@ fn family(net: &IpNetwork) -> IpVersion {
 }
 
 /// The network without host bits.
-fn masked(net: IpNetwork) -> IpNetwork {
+pub(super) fn masked(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
 }
 
@@ -82,26 +83,67 @@ struct Class {
     nets: [Vec<IpNetwork>; 2],
 }
 
+/// A selector whose members are in sets.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    pub(super) selector: PeerSelector,
+    /// Its sets, of IPv4 and of IPv6.
+    pub(super) ids: [SetId; 2],
+}
+
+/// What was made for the rules that were compiled, without what there was before.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub(super) sets: BTreeMap<SetId, Arc<IpSet>>,
+    /// Selectors by their canonical text.
+    pub(super) selectors: HashMap<String, Watched>,
+    /// Sets of named ports: the name and the protocol.
+    pub(super) ports: HashMap<SetId, (String, Protocol)>,
+}
+
+impl Made {
+    /// Without what was made for rules that turned out to match nothing: `named` are the sets that rules name. A
+    /// selector keeps the sets of both families.
+    pub(super) fn retain(&mut self, named: &HashSet<&SetId>) {
+        self.selectors
+            .retain(|_, watched| watched.ids.iter().any(|id| named.contains(id)));
+        let kept: HashSet<&SetId> = self.selectors.values().flat_map(|w| &w.ids).collect();
+        self.sets.retain(|id, _| named.contains(id) || kept.contains(id));
+        self.ports.retain(|id, _| named.contains(id));
+    }
+}
+
+/// Everybody who can be selected, by labels: replicas of a workload are looked at once per selector.
+struct Population<'m> {
+    classes: Vec<(&'m LabelSet, Class)>,
+    index: Index<'m>,
+}
+
+/// Sets that exist already.
+#[derive(Clone, Copy)]
+pub(super) struct Existing<'m> {
+    pub(super) sets: &'m BTreeMap<SetId, Arc<IpSet>>,
+    pub(super) selectors: &'m HashMap<String, Watched>,
+}
+
 /// Makes sets as rules ask for them and remembers which were asked for.
 pub(super) struct Sets<'m> {
     model: &'m Model,
-    /// Addresses and networks by labels: replicas of a workload are looked at once per selector.
-    classes: Vec<(&'m LabelSet, Class)>,
-    index: Index<'m>,
-    /// The sets of both families by the selector's text.
-    by_selector: HashMap<String, [SetId; 2]>,
-    used: BTreeMap<SetId, IpSet>,
+    /// For many selectors; nothing when a few are added to what exists, which is not worth the sorting.
+    population: Option<Population<'m>>,
+    existing: Option<Existing<'m>>,
+    made: Made,
 }
 
-fn slot(version: IpVersion) -> usize {
+pub(super) fn slot(version: IpVersion) -> usize {
     match version {
         IpVersion::V4 => 0,
         IpVersion::V6 => 1,
     }
 }
 
-impl<'m> Sets<'m> {
-    pub(super) fn new(model: &'m Model) -> Self {
+impl<'m> Population<'m> {
+    fn new(model: &'m Model) -> Self {
         let mut classes: BTreeMap<&LabelSet, Class> = BTreeMap::new();
         let hosts = model.host_endpoints.values().map(|e| (&e.labels, &e.addresses));
         for (labels, addresses) in model
@@ -127,61 +169,102 @@ impl<'m> Sets<'m> {
         }
         let classes: Vec<_> = classes.into_iter().collect();
         let index = Index::new(classes.iter().map(|(labels, _)| *labels));
+        Self { classes, index }
+    }
+
+    fn select(&self, selector: &PeerSelector) -> [Members; 2] {
+        let selected: Vec<&Class> = (self.index.candidates(selector).into_iter())
+            .filter_map(|position| self.classes.get(position))
+            .filter(|(labels, _)| selector.matches(labels))
+            .map(|(_, class)| class)
+            .collect();
+        IpVersion::BOTH.map(|version| {
+            let nets = selected.iter().filter_map(|class| class.nets.get(slot(version)));
+            members(nets.flatten().copied())
+        })
+    }
+}
+
+/// Whom a selector selects, by asking everybody.
+pub(super) fn select(model: &Model, selector: &PeerSelector) -> [Members; 2] {
+    let mut nets: [Vec<IpNetwork>; 2] = Default::default();
+    let mut add = |net: IpNetwork| {
+        if let Some(nets) = nets.get_mut(slot(family(&net))) {
+            nets.push(net);
+        }
+    };
+    for endpoint in model.endpoints.values().filter(|e| selector.matches(&e.labels)) {
+        endpoint.addresses.iter().for_each(|address| add(host(*address)));
+    }
+    for endpoint in (model.host_endpoints.values()).filter(|e| selector.matches(&e.labels)) {
+        endpoint.addresses.iter().for_each(|address| add(host(*address)));
+    }
+    for set in model.sets.values().filter(|set| selector.matches(&set.labels)) {
+        set.nets.iter().for_each(|net| add(masked(*net)));
+    }
+    nets.map(|nets| members(nets.into_iter()))
+}
+
+impl<'m> Sets<'m> {
+    pub(super) fn new(model: &'m Model) -> Self {
         Self {
             model,
-            classes,
-            index,
-            by_selector: HashMap::new(),
-            used: BTreeMap::new(),
+            population: Some(Population::new(model)),
+            existing: None,
+            made: Made::default(),
         }
     }
 
-    pub(super) fn into_used(self) -> BTreeMap<SetId, IpSet> {
-        self.used
+    /// Sets for a few more rules beside what exists.
+    pub(super) fn beside(model: &'m Model, existing: Existing<'m>) -> Self {
+        Self {
+            model,
+            population: None,
+            existing: Some(existing),
+            made: Made::default(),
+        }
+    }
+
+    pub(super) fn into_made(self) -> Made {
+        self.made
     }
 
     /// The set of addresses of one family that the selector selects. It exists even when it is empty, so that a first
     /// member changes a set and no rule.
     pub(super) fn selector(&mut self, selector: &PeerSelector, version: IpVersion) -> SetId {
         let text = selector.to_string();
-        if let Some([v4, v6]) = self.by_selector.get(&text) {
-            return if version == IpVersion::V4 {
-                v4.clone()
-            } else {
-                v6.clone()
-            };
-        }
-        let candidates = self.index.candidates(selector);
-        let selected: Vec<&Class> = (candidates.into_iter())
-            .filter_map(|position| self.classes.get(position))
-            .filter(|(labels, _)| selector.matches(labels))
-            .map(|(_, class)| class)
-            .collect();
-        let [v4, v6] = IpVersion::BOTH.map(|version| {
-            let nets = selected
-                .iter()
-                .filter_map(|class| class.nets.get(slot(version)))
-                .flatten()
-                .copied();
-            let members = members(nets);
-            let prefix = prefix(&members, version);
-            (
-                SetId(digest(prefix, &["selector", &text])),
-                IpSet {
-                    family: version,
-                    members,
-                    description: text.clone(),
-                },
-            )
-        });
-        let ids = [v4.0.clone(), v6.0.clone()];
-        let id = if version == IpVersion::V4 {
-            v4.0.clone()
-        } else {
-            v6.0.clone()
+        let of_version = |watched: &Watched| {
+            let [v4, v6] = &watched.ids;
+            match version {
+                IpVersion::V4 => v4.clone(),
+                IpVersion::V6 => v6.clone(),
+            }
         };
-        self.by_selector.insert(text, ids);
-        self.used.extend([v4, v6]);
+        let existing = self.existing.and_then(|existing| existing.selectors.get(&text));
+        if let Some(watched) = existing.or_else(|| self.made.selectors.get(&text)) {
+            return of_version(watched);
+        }
+        let [v4, v6] = match &self.population {
+            Some(population) => population.select(selector),
+            None => select(self.model, selector),
+        };
+        let ids = [(v4, IpVersion::V4), (v6, IpVersion::V6)].map(|(members, family)| {
+            let id = SetId(digest(prefix(&members, family), &["selector", &text]));
+            let description = text.clone();
+            let set = IpSet {
+                family,
+                members,
+                description,
+            };
+            self.made.sets.insert(id.clone(), Arc::new(set));
+            id
+        });
+        let watched = Watched {
+            selector: selector.clone(),
+            ids,
+        };
+        let id = of_version(&watched);
+        self.made.selectors.insert(text, watched);
         id
     }
 
@@ -213,14 +296,12 @@ impl<'m> Sets<'m> {
                 content.extend(texts.iter().map(String::as_str));
                 let id = SetId(digest(prefix(&members, version), &content));
                 let description = texts.join(", ");
-                self.used.insert(
-                    id.clone(),
-                    IpSet {
-                        family: version,
-                        members,
-                        description,
-                    },
-                );
+                let set = IpSet {
+                    family: version,
+                    members,
+                    description,
+                };
+                self.made.sets.insert(id.clone(), Arc::new(set));
                 Nets::Set(id)
             }
         }
@@ -233,37 +314,45 @@ impl<'m> Sets<'m> {
             IpVersion::V6 => "p6",
         };
         let id = SetId(digest(prefix, &[name, &protocol.0.to_string()]));
-        if !self.used.contains_key(&id) {
-            let mut members = BTreeSet::new();
-            let mut add = |addresses: &BTreeSet<IpAddr>, ports: &BTreeSet<NamedPort>| {
-                for port in ports
-                    .iter()
-                    .filter(|port| port.name == name && port.protocol == protocol)
-                {
-                    let of_family = addresses
-                        .iter()
-                        .filter(|address| IpVersion::of(**address) == version);
-                    members.extend(of_family.map(|address| (*address, protocol, port.port)));
-                }
-            };
-            self.model
-                .endpoints
-                .values()
-                .for_each(|endpoint| add(&endpoint.addresses, &endpoint.ports));
-            self.model
-                .host_endpoints
-                .values()
-                .for_each(|endpoint| add(&endpoint.addresses, &endpoint.ports));
+        let exists = self
+            .existing
+            .is_some_and(|existing| existing.sets.contains_key(&id));
+        if !exists && !self.made.sets.contains_key(&id) {
             let description = format!("{protocol} port {name:?}");
             let set = IpSet {
                 family: version,
-                members: Members::NamedPorts(members),
+                members: Members::NamedPorts(serving(self.model, name, protocol, version)),
                 description,
             };
-            self.used.insert(id.clone(), set);
+            self.made.sets.insert(id.clone(), Arc::new(set));
+            self.made.ports.insert(id.clone(), (name.to_owned(), protocol));
         }
         id
     }
+}
+
+/// Everybody who serves a port of this name over this protocol.
+pub(super) fn serving(
+    model: &Model,
+    name: &str,
+    protocol: Protocol,
+    version: IpVersion,
+) -> BTreeSet<(IpAddr, Protocol, u16)> {
+    let mut members = BTreeSet::new();
+    let mut add = |addresses: &BTreeSet<IpAddr>, ports: &BTreeSet<NamedPort>| {
+        for port in ports
+            .iter()
+            .filter(|port| port.name == name && port.protocol == protocol)
+        {
+            let of_family = addresses
+                .iter()
+                .filter(|address| IpVersion::of(**address) == version);
+            members.extend(of_family.map(|address| (*address, protocol, port.port)));
+        }
+    };
+    (model.endpoints.values()).for_each(|endpoint| add(&endpoint.addresses, &endpoint.ports));
+    (model.host_endpoints.values()).for_each(|endpoint| add(&endpoint.addresses, &endpoint.ports));
+    members
 }
 
 /// Host addresses only: a hash set. Anything wider: an interval set.

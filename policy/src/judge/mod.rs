@@ -177,7 +177,7 @@ impl Judge {
     /// Makes a program ready.
     pub fn of_program(program: Program) -> Self {
         let set_at: HashMap<&SetId, usize> = program.sets.keys().zip(0..).collect();
-        let sets = program.sets.values().map(Set::new).collect();
+        let sets = program.sets.values().map(|set| Set::new(set)).collect();
         let rules = |list: &[compile::Rule]| list.iter().map(|rule| resolve(rule, &set_at)).collect();
         let body_at: HashMap<&PolicyId, usize> = program.policies.keys().zip(0..).collect();
         let bodies = program.policies.values().map(|body| Body {

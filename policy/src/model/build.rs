@@ -1,5 +1,7 @@
 //! From API objects to the model: defaults, scopes, inheritance, and what becomes of broken objects.
 
+mod replace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -18,6 +20,8 @@ use super::{
 use crate::packet::{IpVersion, Protocol};
 use crate::resource::{self, ObjectMeta, Resource};
 use crate::selector::Selector;
+
+pub use replace::Replaced;
 
 /// The profile that allows everything; it exists even when nobody stored it.
 pub const DEFAULT_ALLOW_PROFILE: &str = "projectcalico-default-allow";

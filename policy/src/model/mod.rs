@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-pub use build::{DEFAULT_ALLOW_PROFILE, Problem};
+pub use build::{DEFAULT_ALLOW_PROFILE, Problem, Replaced};
 pub use host::{
     ALL_INTERFACES, Failsafe, FailsafePort, Hook, HostInterfaces, LINK_ICMPV6, Stage, belongs_to_the_link,
 };

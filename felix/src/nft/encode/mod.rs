@@ -6,7 +6,7 @@
 
 mod rule;
 
-use std::collections::BTreeSet;
+use policy::sorted::Sorted;
 
 use super::netlink::{ACK, APPEND, Buffer, CREATE};
 use super::ruleset::{
@@ -349,7 +349,7 @@ impl Batch {
     }
 
     /// Adds all members of an interval set, which must be empty.
-    pub(super) fn intervals(&mut self, set: &str, members: &BTreeSet<Element>) {
+    pub(super) fn intervals(&mut self, set: &str, members: &Sorted<Element>) {
         self.elements(Tag::Set, set, true, &interval_elements(&ranges(members)));
     }
 

@@ -415,6 +415,17 @@ fn check_set(set: &Set) -> Result<(), String> {
     }
 }
 
+/// Whether `after` is sound because `before` is, and what it has more fits. For sets without ranges.
+pub(crate) fn is_sound_after(before: &Set, after: &Set) -> bool {
+    let fits = |element: &&Element| {
+        !matches!(element, Element::Range(..)) && check_element(&after.key, element).is_ok()
+    };
+    !after.interval
+        && (&before.name, &before.key, before.interval, &before.comment)
+            == (&after.name, &after.key, after.interval, &after.comment)
+        && before.elements.difference(&after.elements).added.iter().all(fits)
+}
+
 fn check_element(key: &[KeyType], element: &Element) -> Result<(), String> {
     let fits = match element {
         Element::One(value) => matches!(*key, [t] if value.key_type() == Some(t)),
@@ -459,8 +470,8 @@ fn check_members<'a>(field: Field, elements: impl IntoIterator<Item = &'a Elemen
     check_overlap(&all)
 }
 
-fn check_overlap(elements: &BTreeSet<Element>) -> Result<(), String> {
-    let mut ranges: Vec<(Value, Value)> = elements.iter().filter_map(Element::ends).collect();
+fn check_overlap<'a>(elements: impl IntoIterator<Item = &'a Element>) -> Result<(), String> {
+    let mut ranges: Vec<(Value, Value)> = elements.into_iter().filter_map(Element::ends).collect();
     ranges.sort_unstable();
     for pair in ranges.windows(2) {
         if let [(_, last), (first, end)] = pair

@@ -6,7 +6,7 @@
 //! `nft list ruleset` fail for the operator who looks at it.
 //!
 //! Everything is ordered and comparable: equal values are equal rulesets. Chains, sets and maps sit behind
-//! [`Arc`], so a renderer that keeps the parts it did not touch makes the comparison of two tables cheap.
+//! [`Arc`], and members of sets in pieces that copies share, so a renderer that keeps the parts it did not touch makes the comparison of two tables cheap.
 //!
 //! ```
 //! use felix::nft::ruleset::{Chain, Field, Rule, Table, Value, Verdict};
@@ -33,9 +33,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
+use policy::sorted::Sorted;
 
-pub(crate) use check::Sound;
 pub use check::{COMMENT_MAX, Invalid, LOG_PREFIX_MAX, Object, is_name};
+pub(crate) use check::{Sound, is_sound_after};
 pub use value::{CtStates, Element, IfName, KeyType, Octets, Value, ValueError};
 pub(crate) use value::{merged, ranges};
 
@@ -64,6 +65,18 @@ impl Table {
             maps: BTreeMap::new(),
             chains: BTreeMap::new(),
         }
+    }
+
+    /// Whether both are equal. Quick for tables that share their parts.
+    pub fn is_same(&self, other: &Table) -> bool {
+        fn same<T: PartialEq>(a: &BTreeMap<String, Arc<T>>, b: &BTreeMap<String, Arc<T>>) -> bool {
+            let parts = || a.values().zip(b.values());
+            a.len() == b.len() && a.keys().eq(b.keys()) && parts().all(|(a, b)| Arc::ptr_eq(a, b) || a == b)
+        }
+        (&self.name, &self.comment) == (&other.name, &other.comment)
+            && same(&self.sets, &other.sets)
+            && same(&self.maps, &other.maps)
+            && same(&self.chains, &other.chains)
     }
 
     /// Adds or replaces a set under its own name.
@@ -99,7 +112,7 @@ pub struct Set {
     /// Members must not overlap: the kernel refuses overlaps, and touching ranges are kept apart.
     pub interval: bool,
     /// Members.
-    pub elements: BTreeSet<Element>,
+    pub elements: Sorted<Element>,
     /// Comment shown by `nft list`. Fixed at creation.
     pub comment: Option<String>,
 }
@@ -111,7 +124,7 @@ impl Set {
             name: name.into(),
             key: key.into(),
             interval: false,
-            elements: BTreeSet::new(),
+            elements: Sorted::new(),
             comment: None,
         }
     }

@@ -1,6 +1,5 @@
 //! Constants: the values that fields are compared with and that sets hold.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -324,14 +323,18 @@ pub(crate) fn ranges<'a>(elements: impl IntoIterator<Item = &'a Element>) -> Vec
 }
 
 /// Members of a set in the form the kernel gets: with a range among them, as few ranges; else as they are.
-pub(crate) fn merged(elements: &BTreeSet<Element>) -> Vec<Element> {
-    if elements.iter().any(|e| matches!(e, Element::Range(..))) {
+pub(crate) fn merged<'a>(elements: impl IntoIterator<Item = &'a Element> + Clone) -> Vec<Element> {
+    if elements
+        .clone()
+        .into_iter()
+        .any(|e| matches!(e, Element::Range(..)))
+    {
         ranges(elements)
             .into_iter()
             .map(|(first, last)| Element::range(first, last))
             .collect()
     } else {
-        elements.iter().cloned().collect()
+        elements.into_iter().cloned().collect()
     }
 }
 

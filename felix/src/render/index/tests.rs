@@ -133,6 +133,7 @@ fn index(program: &Program, linear: usize) -> Index<'_> {
         program,
         peer: Side::Source,
         linear,
+        reads: RefCell::default(),
     }
 }
 

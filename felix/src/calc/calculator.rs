@@ -1,0 +1,384 @@
+//! The calculation with a memory.
+//!
+//! ```text
+//!  object ─► model ─► program ─► table
+//!               └───► endpoints ─► routes, advertise
+//! ```
+//!
+//! Each step has what it made the last time. A change is carried through the steps in place where the step knows how
+//! (`Model::replace`, `compile::Incremental`, `render::Cache`); where one does not, that step is done again from its
+//! input. The first calculation, and one after very many changes, begins from nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use policy::compile::Incremental;
+use policy::model::{self, Endpoint, EndpointId, Model, Replaced};
+use policy::resource::{EndpointToHostAction, FelixConfigurationSpec, Resource, WorkloadSourceSpoofing};
+use serde_json::Value;
+
+use super::{Desired, Exchanged, LocalEndpoint, LocalRoute, Stored, World, hosts, routes};
+use crate::config::AgentConfig;
+use crate::render::{self, HostAction};
+use crate::status::Problem;
+
+/// More changed objects than this at once, and more than one in [`MANY_OF`] of all, are not followed one by one.
+const MANY: usize = 256;
+const MANY_OF: usize = 16;
+
+/// What an event may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// Nothing that matters to this node.
+    Nothing,
+    /// Most likely members of sets, and no rule: an endpoint of another node, a network set.
+    Members,
+    /// Anything.
+    Rules,
+}
+
+/// A [`World`], and what was calculated from it.
+#[derive(Debug)]
+pub struct Calculator {
+    world: World,
+    config: AgentConfig,
+    /// Objects that changed since the last calculation, as they were in it.
+    changed: BTreeMap<String, Option<Stored>>,
+    blocks_changed: bool,
+    state: Option<State>,
+    cache: render::Cache,
+}
+
+impl Calculator {
+    /// An empty world, seen from the node of `config`.
+    pub fn new(config: AgentConfig) -> Self {
+        Self {
+            world: World::new(&config.node_name),
+            config,
+            changed: BTreeMap::new(),
+            blocks_changed: false,
+            state: None,
+            cache: render::Cache::default(),
+        }
+    }
+
+    /// Takes an object in.
+    pub fn put(&mut self, key: &str, value: &Value, revision: u64) -> Change {
+        let exchanged = self.world.exchange(key, value, revision);
+        self.note(key, exchanged)
+    }
+
+    /// Forgets an object.
+    pub fn delete(&mut self, key: &str) -> Change {
+        let exchanged = self.world.take(key);
+        self.note(key, exchanged)
+    }
+
+    /// What the last calculation was made from.
+    pub fn model(&self) -> Option<&Model> {
+        self.state.as_ref().map(|state| &state.model)
+    }
+
+    /// Whether the addresses of the node's interfaces matter: a host endpoint of it is found by them.
+    pub fn needs_addresses(&self) -> bool {
+        self.world.needs_addresses()
+    }
+
+    /// The addresses of the node's interfaces. True if they are others than before.
+    pub fn set_addresses(&mut self, addresses: BTreeMap<String, BTreeSet<IpAddr>>) -> bool {
+        let changed = self.world.set_addresses(addresses);
+        if changed {
+            self.state = None;
+            self.changed.clear();
+        }
+        changed
+    }
+
+    /// The objects.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    fn note(&mut self, key: &str, exchanged: Exchanged) -> Change {
+        match exchanged {
+            Exchanged::Nothing => Change::Nothing,
+            Exchanged::Block => {
+                self.blocks_changed = true;
+                Change::Rules
+            }
+            Exchanged::Object(before) => {
+                let elsewhere = |stored: &Stored| {
+                    let Stored::Object {
+                        resource,
+                        problem: None,
+                        ..
+                    } = stored
+                    else {
+                        return false;
+                    };
+                    match resource.as_ref() {
+                        Resource::WorkloadEndpoint(object) => {
+                            object.spec.node.as_deref() != Some(&self.world.node)
+                        }
+                        Resource::NetworkSet(_) | Resource::GlobalNetworkSet(_) => true,
+                        _ => false,
+                    }
+                };
+                let after = self.world.objects.get(key);
+                let change = if before.iter().chain(after).all(elsewhere) {
+                    Change::Members
+                } else {
+                    Change::Rules
+                };
+                if self.state.is_some() {
+                    self.changed.entry(key.to_owned()).or_insert(before);
+                }
+                change
+            }
+        }
+    }
+
+    /// What [`super::calculate`] makes of the present objects.
+    pub fn calculate(&mut self, quarantine: &BTreeMap<String, String>) -> Desired {
+        let changed = std::mem::take(&mut self.changed);
+        let blocks_changed = std::mem::take(&mut self.blocks_changed);
+        let many = changed.len() > MANY && changed.len() > self.world.objects.len() / MANY_OF;
+        let kept = self.state.take().filter(|_| !many);
+        let state =
+            match kept.and_then(|state| state.follow(&self.world, &self.config, &changed, blocks_changed)) {
+                Some(state) => state,
+                None => State::new(&self.world, &self.config),
+            };
+        self.state
+            .insert(state)
+            .desired(&self.world, &self.config, quarantine, &mut self.cache)
+    }
+}
+
+/// Everything before the table.
+#[derive(Debug)]
+pub(super) struct State {
+    model: Model,
+    model_problems: Vec<model::Problem>,
+    program: Incremental,
+    configuration: FelixConfigurationSpec,
+    pools: Arc<routes::Pools>,
+    endpoints: Arc<BTreeMap<EndpointId, LocalEndpoint>>,
+    endpoint_problems: Vec<Problem>,
+    /// Addresses of local endpoints, with those that somebody else has the older right to.
+    held: BTreeSet<IpAddr>,
+    routes: Arc<BTreeMap<IpNetwork, LocalRoute>>,
+    advertise: Arc<BTreeSet<IpNetwork>>,
+    /// Put together from all; nothing if it has to be done again.
+    problems: Option<Arc<Vec<Problem>>>,
+}
+
+impl State {
+    pub(super) fn new(world: &World, config: &AgentConfig) -> Self {
+        let (model, model_problems) = Model::from_resources(world.resources().map(|(resource, _)| resource));
+        Self::of_model(world, config, model, model_problems)
+    }
+
+    fn of_model(
+        world: &World,
+        config: &AgentConfig,
+        model: Model,
+        model_problems: Vec<model::Problem>,
+    ) -> Self {
+        let configuration = world.configuration();
+        let pools = routes::Pools::of(world);
+        let mut endpoint_problems = Vec::new();
+        let endpoints = routes::endpoints(world, &model, config, &mut endpoint_problems);
+        let local: BTreeSet<EndpointId> = endpoints.keys().cloned().collect();
+        let hosts = hosts::local(world, &model, config, &mut endpoint_problems);
+        let mut program = Incremental::new(&model, &local, hosts);
+        // An address that is somebody else's is nothing this endpoint may send from, and neither is a prefix it asked
+        // for while the administrator does not let endpoints ask.
+        let may_ask = configuration.workload_source_spoofing == Some(WorkloadSourceSpoofing::Any);
+        for (id, endpoint) in program.endpoints_mut() {
+            if let Some(own) = endpoints.get(id) {
+                let is_own =
+                    |network: &IpNetwork| own.addresses.iter().any(|a| IpNetwork::from(*a) == *network);
+                endpoint
+                    .allowed_sources
+                    .retain(|network| is_own(network) || (may_ask && !own.conflicts.contains(&network.ip())));
+            }
+        }
+        let (routes, advertise) = routes::routes(world, &endpoints, &pools);
+        Self {
+            model,
+            model_problems,
+            program,
+            configuration,
+            pools: Arc::new(pools),
+            held: endpoints.values().flat_map(held).collect(),
+            endpoints: Arc::new(endpoints),
+            endpoint_problems,
+            routes: Arc::new(routes),
+            advertise: Arc::new(advertise),
+            problems: None,
+        }
+    }
+
+    /// Takes changes in; `None` if only building anew can tell.
+    fn follow(
+        mut self,
+        world: &World,
+        config: &AgentConfig,
+        changed: &BTreeMap<String, Option<Stored>>,
+        blocks_changed: bool,
+    ) -> Option<Self> {
+        // Two keys with one object, perhaps: which of them counts only building anew can tell.
+        if !world.misfiled.is_empty() {
+            return None;
+        }
+        let mut follows = true;
+        for (key, before) in changed {
+            let before = object(before.as_ref());
+            let after = object(world.objects.get(key));
+            if before.is_none() && after.is_none() {
+                continue;
+            }
+            let (replaced, problems) = self.model.replace(before, after)?;
+            let named = before.into_iter().chain(after).map(|resource| {
+                let metadata = resource.metadata();
+                (resource.kind().name(), &metadata.namespace, &metadata.name)
+            });
+            let named: Vec<_> = named.collect();
+            let count = self.model_problems.len();
+            self.model_problems.retain(|problem| {
+                !named.contains(&(problem.kind.as_str(), &problem.namespace, &problem.name))
+            });
+            if self.model_problems.len() != count || !problems.is_empty() {
+                self.model_problems.extend(problems);
+                self.problems = None;
+            }
+            follows = follows && self.carry(world, replaced);
+        }
+        if changed.values().any(|before| is_troubled(before.as_ref()))
+            || changed.keys().any(|key| is_troubled(world.objects.get(key)))
+        {
+            self.problems = None;
+        }
+        if !follows {
+            return Some(Self::of_model(world, config, self.model, self.model_problems));
+        }
+        if blocks_changed {
+            let (routes, advertise) = routes::routes(world, &self.endpoints, &self.pools);
+            self.routes = Arc::new(routes);
+            self.advertise = Arc::new(advertise);
+        }
+        Some(self)
+    }
+
+    /// Carries a change of the model on into the program. False if that takes more.
+    fn carry(&mut self, world: &World, replaced: Replaced) -> bool {
+        let Self { model, program, .. } = self;
+        match replaced {
+            Replaced::Endpoint(id, before) => {
+                let after = model.endpoints.get(&id);
+                let both = || before.iter().chain(after);
+                if both().any(|endpoint| endpoint.node == world.node) {
+                    return false;
+                }
+                // Whoever holds an address of a workload of ours decides whose it is.
+                let concerns = |endpoint: &Endpoint| endpoint.addresses.iter().any(|a| self.held.contains(a));
+                !both().any(concerns) && program.endpoint(model, before.as_ref(), after)
+            }
+            Replaced::Set(key, before) => program.set(model, before.as_ref(), model.sets.get(&key)),
+            Replaced::Policy(key, before) => match (before, model.policies.get(&key)) {
+                (Some(before), Some(after)) => program.policy(model, &before, after),
+                (None, None) => true,
+                _ => false,
+            },
+        }
+    }
+
+    pub(super) fn desired(
+        &mut self,
+        world: &World,
+        config: &AgentConfig,
+        quarantine: &BTreeMap<String, String>,
+        cache: &mut render::Cache,
+    ) -> Desired {
+        let host_action = match self.configuration.default_endpoint_to_host_action {
+            Some(EndpointToHostAction::Accept | EndpointToHostAction::Return) => HostAction::Accept,
+            Some(EndpointToHostAction::Drop) | None => HostAction::Drop,
+        };
+        let table = render::table_with(
+            &render::Input {
+                program: self.program.program(),
+                config,
+                host_action,
+                nat_pools: self.pools.translated(),
+                pools: self.pools.all(),
+                quarantine,
+            },
+            cache,
+        );
+        let problems = match &self.problems {
+            Some(problems) => Arc::clone(problems),
+            None => {
+                let problems = Arc::new(self.all_problems(world));
+                self.problems = Some(Arc::clone(&problems));
+                problems
+            }
+        };
+        Desired {
+            program: Arc::clone(self.program.program()),
+            table,
+            routes: Arc::clone(&self.routes),
+            endpoints: Arc::clone(&self.endpoints),
+            advertise: Arc::clone(&self.advertise),
+            problems,
+        }
+    }
+
+    fn all_problems(&self, world: &World) -> Vec<Problem> {
+        let of_model = self.model_problems.iter().map(|problem| Problem {
+            object: match &problem.namespace {
+                Some(namespace) => format!("{} {namespace}/{}", problem.kind, problem.name),
+                None => format!("{} {}", problem.kind, problem.name),
+            },
+            message: format!("{}: {}", problem.field, problem.message),
+        });
+        let broken = world.broken.iter().filter_map(|key| {
+            let message = match world.objects.get(key)? {
+                Stored::Broken(reason) => reason.clone(),
+                Stored::Object { problem, .. } => {
+                    let reason = problem.as_ref()?;
+                    format!("{reason}; it denies everything it governs until it can be read")
+                }
+            };
+            Some(Problem {
+                object: key.clone(),
+                message,
+            })
+        });
+        let mut problems: Vec<Problem> = of_model
+            .chain(broken)
+            .chain(self.endpoint_problems.iter().cloned())
+            .collect();
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+}
+
+fn held(endpoint: &LocalEndpoint) -> impl Iterator<Item = IpAddr> {
+    endpoint.addresses.iter().chain(&endpoint.conflicts).copied()
+}
+
+/// The object, if it is one that can be read.
+fn object(stored: Option<&Stored>) -> Option<&Resource> {
+    match stored? {
+        Stored::Object { resource, .. } => Some(resource.as_ref()),
+        Stored::Broken(_) => None,
+    }
+}
+
+fn is_troubled(stored: Option<&Stored>) -> bool {
+    !matches!(stored, None | Some(Stored::Object { problem: None, .. }))
+}
