@@ -199,13 +199,14 @@ fn workloads(node: &mut Node, count: u32) {
     }
 }
 
-/// Policy `n` of those that select workload `app`: `rules` peers at a port of the policy's own.
+/// Policy `n` of those that select workload `app`: `rules` peers at a port of the policy's own. Versions after the first
+/// differ from one another when their numbers are 50 or 100 apart, too.
 fn policy(node: &mut Node, app: u32, n: u32, rules: u32, version: u32) {
     let rules: Vec<Value> = (0..rules)
         .map(|r| {
             json!({"action": "Allow", "protocol": "TCP",
                    "source": {"selector": format!("peer == 'p{}'", (app + n + r) % 100)},
-                   "destination": {"ports": [1000 + n * 10 + version % 10]}})
+                   "destination": {"ports": [1000 + n * 10 + if version == 0 { 9 } else { version % 7 }]}})
         })
         .collect();
     let name = format!("default.p{app}-{n}");

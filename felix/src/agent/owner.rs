@@ -27,6 +27,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long after a change of the table connections are judged a second time: a packet that the old table had let through
 /// may confirm its connection only after the first time.
 const JUDGE_AGAIN: Duration = Duration::from_millis(100);
+/// A model of more endpoints than this is copied for others at most once in so long: each copy takes milliseconds.
+const LARGE_MODEL: usize = 2000;
+const COPY_REST: Duration = Duration::from_secs(2);
 /// How many refused objects are taken out of one table before giving up until the next try.
 const BLAMES: usize = 64;
 
@@ -64,10 +67,16 @@ pub(super) struct Owner {
     /// Something failed and is tried again then.
     retry: Option<Instant>,
     audit: Option<Instant>,
-    /// Connections are judged once more then.
+    /// Connections are judged then.
     judge: Option<Instant>,
     /// Others are to be given the present model then: who is behind an address.
     names: Option<Instant>,
+    /// And not before then.
+    names_rest: Option<Instant>,
+    /// Connections were judged last.
+    judged: Option<Instant>,
+    /// The table was changed last.
+    table_changed: Option<Instant>,
     last_error: Option<String>,
 }
 
@@ -113,6 +122,9 @@ impl Owner {
             audit: None,
             judge: None,
             names: None,
+            names_rest: None,
+            judged: None,
+            table_changed: None,
             last_error: None,
         })
     }
@@ -169,7 +181,14 @@ impl Owner {
         if !self.is_ready() {
             return None;
         }
-        let times = [self.window.due(), self.repair, self.retry, self.audit, self.judge];
+        let times = [
+            self.window.due(),
+            self.repair,
+            self.retry,
+            self.audit,
+            self.judge,
+            self.names,
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -330,14 +349,32 @@ impl Owner {
             self.kernel.routes.retry();
             run = true;
         }
-        if is_due(self.judge) {
-            self.judge = None;
-            self.cut();
-        }
         if run {
             self.window.close();
             self.apply().await;
             self.window.done(now, Instant::now());
+        }
+        // After the table: what it forbids begins no more while the rest is looked at.
+        let now = Instant::now();
+        if self.judge.is_some_and(|at| at <= now) {
+            let before = self.kernel.counters.connections_cut;
+            self.cut();
+            self.judged = Some(now);
+            let again = self
+                .table_changed
+                .and_then(|changed| changed.checked_add(JUDGE_AGAIN));
+            self.judge = again.filter(|again| *again > now);
+            if self.kernel.counters.connections_cut != before {
+                self.publish();
+            }
+        }
+        if self.names.is_some_and(|at| at <= now) {
+            self.names = None;
+            if let Some(model) = self.calculator.model() {
+                self.shared.model.store(Arc::new(model.clone()));
+                let is_large = model.endpoints.len() > LARGE_MODEL;
+                self.names_rest = now.checked_add(COPY_REST).filter(|_| is_large);
+            }
         }
     }
 
@@ -431,7 +468,9 @@ impl Owner {
                 );
             }
         }
-        self.names.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        let due = self.names_rest.map_or(now, |rest| rest.max(now));
+        self.names.get_or_insert(due);
         self.unapplied |= self
             .desired
             .as_ref()
@@ -486,13 +525,17 @@ impl Owner {
             match self.kernel.writer.apply(Arc::clone(&desired.table)).await {
                 Ok(applied) => {
                     if applied.messages > 0 {
-                        self.judge = Instant::now().checked_add(JUDGE_AGAIN);
+                        self.table_changed = Some(Instant::now());
                         self.kernel.counters.nft_transactions += 1;
                         self.kernel.counters.nft_messages += applied.messages as u64;
                         tracing::debug!(changed = applied.changed.len(), elapsed = ?applied.elapsed, "table applied");
                     }
                     self.unapplied = false;
-                    self.cut();
+                    // At once, unless that was done a moment ago: reading all connections takes some milliseconds.
+                    let now = Instant::now();
+                    let rested = self.judged.and_then(|last| last.checked_add(JUDGE_AGAIN));
+                    let due = rested.map_or(now, |rested| rested.max(now));
+                    self.judge = Some(self.judge.map_or(due, |judge| judge.min(due)));
                 }
                 Err(error) => {
                     let culprits = error.culprits();
