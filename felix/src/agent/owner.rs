@@ -30,6 +30,8 @@ const JUDGE_AGAIN: Duration = Duration::from_millis(100);
 /// A model of more endpoints than this is copied for others at most once in so long: each copy takes milliseconds.
 const LARGE_MODEL: usize = 2000;
 const COPY_REST: Duration = Duration::from_secs(2);
+/// How many events are taken in before anything else is looked at.
+const EVENTS: usize = 4096;
 /// How many refused objects are taken out of one table before giving up until the next try.
 const BLAMES: usize = 64;
 
@@ -149,7 +151,9 @@ impl Owner {
                 events = store.recv(), if store_open => match events {
                     Some(mut events) => {
                         // Whatever has come meanwhile belongs to the same run.
-                        while let Ok(more) = store.try_recv() {
+                        while events.len() < EVENTS
+                            && let Ok(more) = store.try_recv()
+                        {
                             events.extend(more);
                         }
                         self.take_store(events);

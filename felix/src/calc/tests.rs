@@ -324,3 +324,48 @@ fn a_mac_is_six_bytes_of_one_interface() {
         assert_eq!(parse_mac(bad), None, "{bad}");
     }
 }
+
+#[test]
+fn what_a_change_does_not_reach_stays_the_same_value() {
+    let mut calculator = Calculator::new(AgentConfig::new("n1"));
+    let put = |calculator: &mut Calculator, (key, value, revision): Event| {
+        calculator.put(&key, &value.unwrap(), revision)
+    };
+    for event in [
+        workload("n1", "a", "10.65.0.1/32", "2026-01-01T00:00:00Z", 1),
+        workload("n2", "b", "10.65.0.2/32", "2026-01-01T00:00:00Z", 1),
+        policy("one", "Allow"),
+        policy("two", "Allow"),
+    ] {
+        put(&mut calculator, event);
+    }
+    let body = |desired: &Desired, name: &str| {
+        let all = desired.program.policies.values();
+        let mut named = all.filter(|policy| policy.key.name == name).cloned();
+        named.next().unwrap()
+    };
+    let before = calculator.calculate(&BTreeMap::new());
+    assert_eq!(put(&mut calculator, policy("one", "Deny")), Change::Rules);
+    let edited = calculator.calculate(&BTreeMap::new());
+    assert_ne!(body(&before, "default.one"), body(&edited, "default.one"));
+    assert!(Arc::ptr_eq(
+        &body(&before, "default.two"),
+        &body(&edited, "default.two")
+    ));
+    assert!(Arc::ptr_eq(&before.routes, &edited.routes));
+
+    let elsewhere = workload("n2", "b", "10.65.0.3/32", "2026-01-01T00:00:00Z", 2);
+    assert_eq!(put(&mut calculator, elsewhere), Change::Members);
+    let moved = calculator.calculate(&BTreeMap::new());
+    assert_ne!(edited.program.sets, moved.program.sets);
+    assert!(Arc::ptr_eq(
+        &body(&edited, "default.one"),
+        &body(&moved, "default.one")
+    ));
+    let same = |(name, chain): (&String, &Arc<_>)| Arc::ptr_eq(chain, &moved.table.chains[name]);
+    assert!(edited.table.chains.iter().all(same));
+    assert_eq!(
+        moved,
+        calculate(calculator.world(), &AgentConfig::new("n1"), &BTreeMap::new())
+    );
+}

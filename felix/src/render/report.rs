@@ -99,7 +99,7 @@ pub fn report(program: &Program, config: &AgentConfig) -> Report {
         let policies: Vec<&Policy> = tier
             .policies
             .iter()
-            .filter_map(|id| program.policies.get(id))
+            .filter_map(|id| program.policies.get(id).map(AsRef::as_ref))
             .collect();
         let items: Vec<(String, Item<'_>)> = policies
             .iter()

@@ -103,7 +103,10 @@ impl<'m> Worlds<'m> {
 
     fn group(&self, world: usize, id: &EndpointId, direction: Direction) -> Option<&Group> {
         let program = self.program(world);
-        program.groups.get(program.endpoints.get(id)?.group(direction))
+        program
+            .groups
+            .get(program.endpoints.get(id)?.group(direction))
+            .map(AsRef::as_ref)
     }
 
     /// Whether the policy of this endpoint differs between the worlds.
@@ -308,7 +311,7 @@ impl<'m> Worlds<'m> {
                 match condition {
                     Match::Net { net, .. } => finder.range(*net, family, &mut ranges),
                     Match::Set { set, .. } => {
-                        for net in program.sets.get(set).into_iter().flat_map(networks) {
+                        for net in program.sets.get(set).into_iter().flat_map(|set| networks(set)) {
                             finder.range(net, family, &mut ranges);
                         }
                     }
