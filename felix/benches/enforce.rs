@@ -77,14 +77,14 @@ impl Node {
         });
     }
 
-    /// Waits until the agent has applied once more than it had, and everything.
-    fn applied_after(&self, applies: u64) {
+    /// Waits until the agent has made more transactions than it had, and applied everything.
+    fn applied_after(&self, transactions: u64) {
         let mut changed = self.agent().changed();
         self.runtime.block_on(async {
             loop {
                 changed.borrow_and_update();
                 let status = self.agent().status();
-                if status.applied && status.counters.applies > applies {
+                if status.applied && status.counters.nft_transactions > transactions {
                     return;
                 }
                 changed.changed().await.expect("the agent runs");
@@ -92,14 +92,19 @@ impl Node {
         });
     }
 
-    fn applies(&self) -> u64 {
-        self.agent().status().counters.applies
+    fn transactions(&self) -> u64 {
+        self.agent().status().counters.nft_transactions
     }
 
     fn in_sync(&self) -> Duration {
         let begun = Instant::now();
         self.tell(StoreEvent::InSync);
-        self.applied_after(0);
+        let mut changed = self.agent().changed();
+        self.runtime.block_on(async {
+            while !self.agent().status().applied {
+                changed.changed().await.expect("the agent runs");
+            }
+        });
         begun.elapsed()
     }
 
@@ -108,13 +113,12 @@ impl Node {
         let mut times = Vec::new();
         for n in 0..CHANGES + 10 {
             std::thread::sleep(PAUSE);
-            let (before, transactions) = (self.applies(), self.agent().status().counters.nft_transactions);
+            let before = self.transactions();
             let begun = Instant::now();
             change(self, n);
             self.applied_after(before);
             let took = begun.elapsed();
-            let now = self.agent().status().counters.nft_transactions;
-            assert_eq!(now, transactions + 1, "each change is one transaction");
+            assert_eq!(self.transactions(), before + 1, "each change is one transaction");
             // The first ones find cold caches.
             if n >= 10 {
                 times.push(took);
