@@ -27,7 +27,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long after a change of the table connections are judged a second time: a packet that the old table had let through
 /// may confirm its connection only after the first time.
 const JUDGE_AGAIN: Duration = Duration::from_millis(100);
-/// A model of more endpoints and policies than this is copied for others at most once in so long: each copy takes milliseconds.
+/// A model of more endpoints and policies than this is copied for others at most once in so long: a copy takes
+/// milliseconds.
 const LARGE_MODEL: usize = 2000;
 const COPY_REST: Duration = Duration::from_secs(2);
 /// How many events are taken in before anything else is looked at.
