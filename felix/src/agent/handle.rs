@@ -227,8 +227,18 @@ impl AgentHandle {
         .await
     }
 
+    /// Waits until the kernel has all objects of the store up to this mod revision. The caller bounds the wait.
+    ///
+    /// # Errors
+    /// [`WaitError::Gone`].
+    pub async fn wait_revision(&self, revision: u64) -> Result<(), WaitError> {
+        self.wait_for(|status| (status.revision >= revision).then_some(Ok(())))
+            .await
+    }
+
     /// Waits until nothing of the endpoint is left in the kernel: neither advertisement, nor route, nor policy. Call
-    /// it after the deletion of its object. The caller bounds the wait.
+    /// it after the deletion of its object; of an object that was made just before, the agent has to know
+    /// ([`Self::wait_revision`]), or there is nothing to wait for yet. The caller bounds the wait.
     ///
     /// # Errors
     /// [`WaitError::Gone`].

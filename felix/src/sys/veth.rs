@@ -20,6 +20,7 @@
 //! complete one. The host's settings are written before the host's end goes up; policy is not our business here: an
 //! interface that no endpoint claims is closed.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
@@ -144,34 +145,20 @@ pub fn host_interface_name(prefix: &str, namespace: &str, workload: &str, endpoi
 /// # Errors
 /// See [`Error`]. A pair that was made by this call is removed again.
 pub fn attach(netns: &NetNs, request: &AttachRequest) -> Result<Attached, Error> {
-    check(netns, request)?;
     let mut rtnl = Rtnl::open().during("open rtnetlink")?;
-    let host_links = links::links(&mut rtnl).during("list interfaces")?;
+    let (host_links, inside) = look(&mut rtnl, netns, request)?;
     let mtu = request
         .mtu
         .unwrap_or_else(|| links::underlay_mtu(&host_links, &request.interface_prefix));
-    let inside = inside_link(&request.interface, netns)?;
-
-    let created = match (host_links.get(&request.host_interface), &inside) {
-        (Some(host), Some(inside)) if are_a_pair(host, inside) => false,
-        (_, Some(_)) => {
-            return Err(Error::InTheWay(format!(
-                "the namespace {} has an interface {} already that is not the other end of {}",
-                netns.path().display(),
-                request.interface,
-                request.host_interface
-            )));
+    let created = inside.is_none();
+    if created {
+        if host_links.contains_key(&request.host_interface) {
+            // Left by a workload that is gone, or whose namespace was made anew.
+            links::delete(&mut rtnl, &request.host_interface)
+                .during(format!("delete the stale interface {}", request.host_interface))?;
         }
-        (host, None) => {
-            if host.is_some() {
-                // Left by a workload that is gone, or whose namespace was made anew.
-                links::delete(&mut rtnl, &request.host_interface)
-                    .during(format!("delete the stale interface {}", request.host_interface))?;
-            }
-            create(&mut rtnl, netns, request, mtu)?;
-            true
-        }
-    };
+        create(&mut rtnl, netns, request, mtu)?;
+    }
 
     configure(&mut rtnl, netns, request, mtu)
         .map_err(|cause| {
@@ -199,7 +186,42 @@ pub fn detach(host_interface: &str) -> Result<bool, Error> {
     links::delete(&mut rtnl, host_interface).during(format!("delete the interface {host_interface}"))
 }
 
-fn check(netns: &NetNs, request: &AttachRequest) -> Result<(), Error> {
+/// Whether [`attach`] would refuse this, without changing anything. Blocking for as long as a list of interfaces
+/// takes.
+///
+/// # Errors
+/// See [`Error`].
+pub fn check(netns: &NetNs, request: &AttachRequest) -> Result<(), Error> {
+    let mut rtnl = Rtnl::open().during("open rtnetlink")?;
+    look(&mut rtnl, netns, request).map(|_| ())
+}
+
+/// The host's interfaces, and the workload's end if it is there and belongs to the host's end.
+fn look(
+    rtnl: &mut Rtnl,
+    netns: &NetNs,
+    request: &AttachRequest,
+) -> Result<(BTreeMap<String, Link>, Option<Link>), Error> {
+    check_request(netns, request)?;
+    let host_links = links::links(rtnl).during("list interfaces")?;
+    let inside = inside_link(&request.interface, netns)?;
+    let ours = |inside: &Link| {
+        host_links
+            .get(&request.host_interface)
+            .is_some_and(|host| are_a_pair(host, inside))
+    };
+    if inside.as_ref().is_some_and(|inside| !ours(inside)) {
+        return Err(Error::InTheWay(format!(
+            "the namespace {} has an interface {} already that is not the other end of {}",
+            netns.path().display(),
+            request.interface,
+            request.host_interface
+        )));
+    }
+    Ok((host_links, inside))
+}
+
+fn check_request(netns: &NetNs, request: &AttachRequest) -> Result<(), Error> {
     for name in [&request.host_interface, &request.interface] {
         if name.is_empty() || name.len() > 15 || name.bytes().any(|b| b == b'/' || b.is_ascii_whitespace()) {
             return Err(Error::Invalid(format!("{name:?} is not an interface name")));

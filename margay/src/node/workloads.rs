@@ -189,6 +189,17 @@ impl Daemon {
         undo.address = held.is_empty();
         let addresses = self.addresses(request, names).await?;
 
+        let cable = veth::AttachRequest {
+            host_interface: names.host_interface.clone(),
+            interface: request.interface.clone(),
+            mac: Some(names.mac),
+            addresses: addresses.iter().map(IpNetwork::ip).collect(),
+            mtu: None,
+            interface_prefix: self.interface_prefix.clone(),
+        };
+        // Before anybody hears of the endpoint: what is refused never had policy, and nobody routed to it.
+        let (netns, cable) = blocking(move || veth::check(&netns, &cable).map(|()| (netns, cable))).await??;
+
         let existed = self
             .client
             .get(Kind::WorkloadEndpoint, Some(&request.namespace), &names.id.name)
@@ -221,23 +232,9 @@ impl Daemon {
             ..WorkloadEndpointSpec::default()
         };
         let (_, record) = self.client.apply(Object::new(metadata, spec)).await?;
-        undo.object = existed.is_none();
-        let revision = record
-            .typed
-            .metadata()
-            .resource_version
-            .clone()
-            .unwrap_or_default();
-        let revision: u64 = revision.parse().unwrap_or(0);
+        let revision = mod_revision(record.typed.metadata());
+        undo.object = existed.is_none().then_some(revision);
 
-        let cable = veth::AttachRequest {
-            host_interface: names.host_interface.clone(),
-            interface: request.interface.clone(),
-            mac: Some(names.mac),
-            addresses: addresses.iter().map(IpNetwork::ip).collect(),
-            mtu: None,
-            interface_prefix: self.interface_prefix.clone(),
-        };
         let attached = blocking(move || veth::attach(&netns, &cable)).await??;
         undo.cable = attached.created;
 
@@ -288,28 +285,39 @@ impl Daemon {
                 Err(error) => note("interface", &error),
             }
         }
-        if undo.object {
-            let namespace = Some(names.id.namespace.as_str());
-            if let Err(error) = self
-                .client
-                .delete(Kind::WorkloadEndpoint, namespace, &names.id.name, None)
-                .await
-            {
-                note("object", &error);
-            }
-            // The address is free when nothing in the kernel speaks of it any more.
-            if tokio::time::timeout(READY, self.agent().wait_removed(&names.id))
-                .await
-                .is_err()
-            {
-                note("policy", &"it is slow to go");
-            }
+        // The address is free when nothing in the kernel speaks of it any more.
+        if let Some(revision) = undo.object
+            && let Err(error) = self.forget(&names.id, revision).await
+        {
+            note("object", &error);
         }
         if undo.address
             && let Err(error) = self.ipam.release_handle(&names.handle).await
         {
             note("address", &error);
         }
+    }
+
+    /// Deletes the object of an endpoint, which is at this mod revision, and waits until nothing of it is in the
+    /// kernel. The wait is for order, not for permission: one that takes too long is logged.
+    async fn forget(&self, id: &EndpointId, revision: u64) -> Result<(), StoreError> {
+        let deadline = tokio::time::Instant::now() + READY;
+        let agent = self.agent();
+        // An agent that has not heard of the endpoint yet would call it removed, and then put it into the kernel.
+        let heard = tokio::time::timeout_at(deadline, agent.wait_revision(revision)).await;
+        match self
+            .client
+            .delete(Kind::WorkloadEndpoint, Some(&id.namespace), &id.name, None)
+            .await
+        {
+            Ok(_) | Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let gone = tokio::time::timeout_at(deadline, agent.wait_removed(id)).await;
+        if heard.is_err() || gone.is_err() {
+            tracing::warn!(endpoint = %id, "policy and routes are slow to go");
+        }
+        Ok(())
     }
 
     /// The profiles of a new endpoint. A namespace without a profile of its own gets Calico's: all allowed, so that
@@ -452,22 +460,8 @@ impl Daemon {
             .get_as::<WorkloadEndpointSpec>(Some(namespace), &names.id.name)
             .await?;
         let held = self.ipam.addresses(&names.handle).await?;
-        if found.is_some() {
-            match self
-                .client
-                .delete(Kind::WorkloadEndpoint, Some(namespace), &names.id.name, None)
-                .await
-            {
-                Ok(_) | Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-            // The wait is for order, not for permission: the interface goes in any case.
-            if tokio::time::timeout(READY, self.agent().wait_removed(&names.id))
-                .await
-                .is_err()
-            {
-                tracing::warn!(endpoint = %names.id, "policy and routes are slow to go");
-            }
+        if let Some(object) = &found {
+            self.forget(&names.id, mod_revision(&object.metadata)).await?;
         }
         let cable = names.host_interface.clone();
         let removed = blocking(move || veth::detach(&cable)).await??;
@@ -566,8 +560,14 @@ impl Daemon {
 #[derive(Debug, Default)]
 struct Undo {
     address: bool,
-    object: bool,
+    /// The object was made, at this mod revision.
+    object: Option<u64>,
     cable: bool,
+}
+
+fn mod_revision(metadata: &ObjectMeta) -> u64 {
+    let text = metadata.resource_version.as_deref().unwrap_or_default();
+    text.parse().unwrap_or(0)
 }
 
 fn mac_text(mac: [u8; 6]) -> String {

@@ -227,6 +227,34 @@ fn refused() -> anyhow::Result<()> {
     // One address taken and one free: the free one is given back.
     let said = attach(&rig, "a", &["--ip", "10.65.77.77", "--ip", &used])?;
     ensure!(said.contains("is in use by") && records(&rig)? == noted, "{said}");
+    // Refused when the object was written already: somebody's endpoint, made by hand, has the address.
+    rig.apply(
+        "{apiVersion: projectcalico.org/v3, kind: WorkloadEndpoint, metadata: {name: h1-k8s-theirs-eth0, namespace: default}, \
+         spec: {orchestrator: k8s, node: h1, pod: theirs, endpoint: eth0, interfaceName: cali0theirs, \
+         ipNetworks: [10.65.77.78/32]}}",
+    )?;
+    until("the other endpoint is known", || {
+        Ok(kernel(&host)?
+            .iter()
+            .any(|line| line.contains("cali0theirs"))
+            .then_some(()))
+    })?;
+    let (before, noted) = (kernel(&host)?, records(&rig)?);
+    for _ in 0..5 {
+        let said = attach(&rig, "a", &["--ip", "10.65.77.78"])?;
+        ensure!(
+            said.contains("another endpoint holds the address 10.65.77.78"),
+            "{said}"
+        );
+        let after = kernel(&host)?;
+        ensure!(
+            after == before && records(&rig)? == noted,
+            "left by a conflict:\n{}\n{}",
+            difference(&before, &after),
+            records(&rig)?
+        );
+    }
+    rig.margay("h1", &["delete", "workloadendpoint", "h1-k8s-theirs-eth0"])?;
     // After all that it can be attached.
     let member = rig.attach_existing("h1", inside, "x")?;
     ensure!(member.answers_host()?);
