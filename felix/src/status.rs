@@ -93,6 +93,8 @@ pub struct Counters {
     pub event_overruns: u64,
     /// Sysctls that had another value and were written.
     pub sysctl_repairs: u64,
+    /// Permanent neighbour entries of workloads that somebody had removed or changed, written again.
+    pub neighbour_repairs: u64,
     /// Tracked connections that a stricter policy cut.
     pub connections_cut: u64,
 }

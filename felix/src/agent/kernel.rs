@@ -25,6 +25,8 @@ pub(super) struct Kernel {
     pub(super) links: Links,
     /// Entries that were written, with the interface number they were written for.
     neighbours: BTreeMap<(String, IpAddr), Neighbour>,
+    /// Entries that were written and are not as they were: what is written of these again is a repair.
+    lost: BTreeSet<(String, IpAddr)>,
     /// Interfaces whose sysctls were looked at since they appeared.
     tuned: BTreeSet<String>,
     /// Interfaces that were tuned once and are to be looked at again: what differs there is a repair.
@@ -48,6 +50,7 @@ impl Kernel {
             routes: RouteTable::new(),
             links: Links::new(),
             neighbours: BTreeMap::new(),
+            lost: BTreeSet::new(),
             tuned: BTreeSet::new(),
             doubted: BTreeSet::new(),
             doubted_forwarding: (false, false),
@@ -115,7 +118,7 @@ impl Kernel {
         if before.is_some_and(|before| before.up) && !link.up {
             // With its routes go its neighbours, the permanent ones too.
             self.routes.interface_down(link.index);
-            self.neighbours.retain(|_, entry| entry.index != link.index);
+            self.neighbours_gone(&link);
         }
         self.tuned.remove(&link.name);
         self.doubted.remove(&link.name);
@@ -134,9 +137,46 @@ impl Kernel {
         }
         self.tuned.remove(&link.name);
         self.doubted.remove(&link.name);
-        self.neighbours.retain(|_, entry| entry.index != link.index);
+        self.neighbours_gone(link);
         self.routes.interface_down(link.index);
         self.routes.interface_changed(&link.name);
+    }
+
+    fn neighbours_gone(&mut self, link: &Link) {
+        self.neighbours.retain(|_, entry| entry.index != link.index);
+        self.lost.retain(|(interface, _)| *interface != link.name);
+    }
+
+    /// A neighbour entry is now like this; `true` if it is one of ours and should be otherwise.
+    pub(super) fn neighbour_seen(&mut self, index: u32, address: IpAddr, now: Option<Neighbour>) -> bool {
+        let interface = self.links.values().find(|link| link.index == index);
+        let Some(key) = interface.map(|link| (link.name.clone(), address)) else {
+            return false;
+        };
+        let differs = self
+            .neighbours
+            .get(&key)
+            .is_some_and(|written| Some(written) != now.as_ref());
+        if differs {
+            self.neighbours.remove(&key);
+            self.lost.insert(key);
+        }
+        differs
+    }
+
+    /// A sysctl of an interface, or of all of them, was written; `true` if it is to be looked at.
+    pub(super) fn sysctl_seen(&mut self, index: Option<u32>) -> bool {
+        let Some(index) = index else {
+            let (ipv4, ipv6) = std::mem::take(&mut self.forwarding);
+            self.doubted_forwarding.0 |= ipv4;
+            self.doubted_forwarding.1 |= ipv6;
+            return ipv4 || ipv6;
+        };
+        let link = self.links.values().find(|link| link.index == index);
+        let tuned = link.and_then(|link| self.tuned.take(&link.name));
+        let found = tuned.is_some();
+        self.doubted.extend(tuned);
+        found
     }
 
     /// An address came or went.
@@ -248,6 +288,7 @@ impl Kernel {
         for ((key, entry), outcome) in missing.into_iter().zip(outcomes) {
             match outcome {
                 Ok(()) => {
+                    self.counters.neighbour_repairs += u64::from(self.lost.remove(&key));
                     self.neighbours.insert(key, entry);
                 }
                 Err(error) => {
@@ -264,7 +305,12 @@ impl Kernel {
             return Ok(());
         }
         let present = links::permanent_neighbours(&mut self.rtnl)?;
-        self.neighbours.retain(|_, entry| present.contains(entry));
+        let present: BTreeSet<(u32, IpAddr, Mac)> =
+            present.iter().map(|e| (e.index, e.address, e.mac)).collect();
+        let lost = self.neighbours.extract_if(.., |_, entry| {
+            !present.contains(&(entry.index, entry.address, entry.mac))
+        });
+        self.lost.extend(lost.map(|(key, _)| key));
         Ok(())
     }
 

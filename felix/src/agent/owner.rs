@@ -297,6 +297,20 @@ impl Owner {
                         self.window.note(now);
                     }
                 }
+                Event::Neighbour {
+                    index,
+                    address,
+                    now: entry,
+                } => {
+                    if self.kernel.neighbour_seen(index, address, entry) {
+                        self.window.note(now);
+                    }
+                }
+                Event::Sysctl { index } => {
+                    if self.kernel.sysctl_seen(index) {
+                        self.window.note(now);
+                    }
+                }
                 Event::Overrun => {
                     tracing::warn!("netlink notifications were lost; reading everything");
                     self.kernel.counters.event_overruns += 1;

@@ -240,20 +240,23 @@ pub(crate) fn grow_receive_buffer(socket: &Socket, bytes: usize) {
 }
 
 /// The messages of one datagram. What cannot be decoded is skipped: its kind is newer than we are.
-pub(crate) fn split(mut datagram: &[u8]) -> Vec<NetlinkMessage<RouteNetlinkMessage>> {
-    let mut messages = Vec::new();
-    while let Some(length) = datagram.get(..4).and_then(|bytes| bytes.try_into().ok()) {
-        let length = u32::from_ne_bytes(length) as usize;
-        let Some(bytes) = datagram.get(..length).filter(|_| length >= 16) else {
-            break;
-        };
-        match NetlinkMessage::deserialize(bytes) {
-            Ok(message) => messages.push(message),
-            Err(error) => tracing::debug!(%error, "netlink message not understood"),
-        }
+pub(crate) fn split(datagram: &[u8]) -> Vec<NetlinkMessage<RouteNetlinkMessage>> {
+    let decode = |bytes: &[u8]| {
+        NetlinkMessage::deserialize(bytes)
+            .inspect_err(|error| tracing::debug!(%error, "netlink message not understood"))
+            .ok()
+    };
+    split_bytes(datagram).filter_map(decode).collect()
+}
+
+/// The messages of one datagram, each with its header (16 bytes at least).
+pub(crate) fn split_bytes(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
+        let bytes = datagram.get(..length).filter(|_| length >= 16)?;
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    messages
+        Some(bytes)
+    })
 }
 
 fn append(datagram: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence: u32) {

@@ -177,6 +177,12 @@ fn agent(registry: &mut Registry, status: &Status) {
     );
     counter(
         registry,
+        "felix_neighbour_repairs",
+        "Neighbour entries of workloads put back",
+        counters.neighbour_repairs,
+    );
+    counter(
+        registry,
         "felix_connections_cut",
         "Connections cut by a stricter policy",
         counters.connections_cut,

@@ -690,7 +690,8 @@ impl Daemon {
                 applies: agent.counters.applies,
                 drift_repairs: agent.counters.nft_repairs
                     + agent.counters.route_repairs
-                    + agent.counters.sysctl_repairs,
+                    + agent.counters.sysctl_repairs
+                    + agent.counters.neighbour_repairs,
                 problems,
                 last_error: agent.last_error.clone().or(mirror.error),
             },

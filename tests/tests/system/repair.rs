@@ -104,6 +104,25 @@ fn meddling() -> anyhow::Result<()> {
             "all our routes flushed",
             &["ip", "route", "flush", "proto", "109"],
         ),
+        act(
+            "neighbour deleted",
+            &["ip", "neigh", "del", &local4, "dev", &a.interface],
+        ),
+        act(
+            "neighbour led elsewhere",
+            &[
+                "ip",
+                "neigh",
+                "replace",
+                &local6,
+                "lladdr",
+                "02:00:5e:00:00:01",
+                "dev",
+                &a.interface,
+                "nud",
+                "permanent",
+            ],
+        ),
         Act {
             counted: false,
             ..act(
@@ -137,6 +156,21 @@ fn meddling() -> anyhow::Result<()> {
             Ok((repairs(&rig)? > counted).then_some(()))
         })
         .context(act.what)?;
+    }
+    let sysctls = [
+        (format!("net/ipv4/conf/{}/rp_filter", a.interface), "0", "1"),
+        (format!("net/ipv6/conf/{}/forwarding", a.interface), "0", "1"),
+        ("net/ipv4/ip_forward".to_owned(), "0", "1"),
+    ];
+    for (name, bad, good) in sysctls {
+        let counted = repairs(&rig)?;
+        let file = format!("/proc/sys/{name}");
+        host.run(&["sh", "-c", &format!("echo {bad} > {file}")])?;
+        let begun = Instant::now();
+        until(&name, || {
+            Ok((host.run(&["cat", &file])?.trim() == good && repairs(&rig)? > counted).then_some(()))
+        })?;
+        println!("{name}: repaired after {:?}", begun.elapsed());
     }
     for (from, to) in flows {
         until("all flows go again", || {
