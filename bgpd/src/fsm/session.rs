@@ -256,6 +256,16 @@ impl Session {
                     let soonest = now + keepalive_interval(&self.config, hold);
                     connection.keepalive = connection.keepalive.map(|at| at.min(soonest));
                 }
+                if self.config.passive {
+                    self.timers.connect_retry = None;
+                    self.abandon_attempt();
+                } else if self.connections.is_empty()
+                    && self.timers.idle_hold.is_none()
+                    && self.timers.connect_retry.is_none()
+                {
+                    // It was passive so far, and nothing would ever start an attempt.
+                    self.attempt(now);
+                }
             }
         }
         self.show(None);
