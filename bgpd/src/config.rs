@@ -60,11 +60,13 @@ impl PeerRange {
     /// How many peers a range admits unless told otherwise.
     pub const LIMIT: usize = 1000;
 
-    /// The peer at an address of the range.
-    pub fn peer(&self, address: IpAddr) -> PeerConfig {
+    /// The peer at an address of the range, which may be one of a link.
+    pub fn peer(&self, address: IpAddr, interface: Option<&str>) -> PeerConfig {
+        let link = interface.map(|name| format!("%{name}")).unwrap_or_default();
         PeerConfig {
-            name: format!("{}-{address}", self.template.name),
+            name: format!("{}-{address}{link}", self.template.name),
             address,
+            interface: interface.map(str::to_owned),
             passive: true,
             ..self.template.clone()
         }
@@ -101,9 +103,9 @@ impl SpeakerConfig {
             });
         }
         let mut names = BTreeSet::new();
-        let mut addresses: BTreeMap<IpAddr, &str> = BTreeMap::new();
+        let mut addresses: BTreeMap<(IpAddr, Option<&str>), &str> = BTreeMap::new();
         for peer in &self.peers {
-            if let Some(other) = addresses.insert(peer.address, &peer.name) {
+            if let Some(other) = addresses.insert((peer.address, peer.interface.as_deref()), &peer.name) {
                 found.push(ConfigError::DuplicateAddress {
                     peer: peer.name.clone(),
                     other: other.to_owned(),
@@ -122,6 +124,9 @@ impl SpeakerConfig {
             }
         }
         let templates = self.ranges.iter().map(|range| &range.template);
+        for peer in &self.peers {
+            peer.place_problems(&mut found);
+        }
         for peer in self.peers.iter().chain(templates) {
             if !names.insert(peer.name.as_str()) {
                 found.push(ConfigError::DuplicateName {
@@ -207,6 +212,32 @@ pub enum ConfigError {
     /// IPv4 source, IPv6 peer or the reverse.
     #[error("peer {peer}: the source address is of another family than the peer's address")]
     SourceFamily {
+        /// The peer.
+        peer: String,
+    },
+    /// Which link is meant could not be told.
+    #[error("peer {peer}: an address of a link, or none at all, needs the interface")]
+    NoInterface {
+        /// The peer.
+        peer: String,
+    },
+    /// The interface belongs to addresses of a link.
+    #[error("peer {peer}: an interface goes with a link-local address or with none, not with {address}")]
+    Interface {
+        /// The peer.
+        peer: String,
+        /// Its address.
+        address: IpAddr,
+    },
+    /// The kernel has keys by address.
+    #[error("peer {peer}: a TCP-MD5 password needs the peer's address, which is not known beforehand")]
+    PasswordWithoutAddress {
+        /// The peer.
+        peer: String,
+    },
+    /// RFC 5880 §6.8.1, and what a process among others can keep.
+    #[error("peer {peer}: BFD intervals are 10 ms to 60 s, and the multiplier is not 0")]
+    Bfd {
         /// The peer.
         peer: String,
     },
@@ -329,6 +360,30 @@ impl Serialize for Secret {
     }
 }
 
+/// How a dead path to a peer is noticed before the hold timer is over (RFC 5880, asynchronous mode).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Bfd {
+    /// Packets are not wanted more often.
+    pub min_rx: Duration,
+    /// Packets are not sent more often (and once a second until the session is up).
+    pub min_tx: Duration,
+    /// The peer takes us for gone when it has missed so many.
+    pub multiplier: u8,
+    /// Over several hops (RFC 5883). Otherwise packets that passed a router are not believed (RFC 5881 §5).
+    pub multihop: bool,
+}
+
+impl Default for Bfd {
+    fn default() -> Self {
+        Self {
+            min_rx: Duration::from_millis(300),
+            min_tx: Duration::from_millis(300),
+            multiplier: 3,
+            multihop: false,
+        }
+    }
+}
+
 /// One peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PeerConfig {
@@ -336,8 +391,10 @@ pub struct PeerConfig {
     pub name: String,
     /// Free text for people.
     pub description: String,
-    /// Where it is.
+    /// Where it is. `::` on an `interface`: to be found out from its router advertisements, or when it connects.
     pub address: IpAddr,
+    /// The link it is on, for a link-local address and for one to be found out.
+    pub interface: Option<String>,
     /// Where it listens.
     pub port: u16,
     /// Which AS it may be.
@@ -390,6 +447,8 @@ pub struct PeerConfig {
     pub graceful_restart: bool,
     /// What we told the peer about restart time, when it is not the speaker's.
     pub restart_time: Option<Duration>,
+    /// Watch the path to it; none: only the hold timer does.
+    pub bfd: Option<Bfd>,
     /// What is accepted from it.
     pub import: Filter,
     /// What it is given.
@@ -403,6 +462,7 @@ impl PeerConfig {
             name: name.into(),
             description: String::new(),
             address,
+            interface: None,
             port: 179,
             asn,
             local_asn: None,
@@ -429,12 +489,51 @@ impl PeerConfig {
             strict_role: false,
             graceful_restart: true,
             restart_time: None,
+            bfd: None,
             import: Filter::accept(),
             export: Filter::accept(),
         }
     }
 
+    /// A peer on a link without addresses of its own (RFC 5549-style "unnumbered"): where it is, is found out.
+    pub fn unnumbered(name: impl Into<String>, interface: impl Into<String>, asn: PeerAs) -> Self {
+        Self {
+            interface: Some(interface.into()),
+            ..Self::new(name, Ipv6Addr::UNSPECIFIED.into(), asn)
+        }
+    }
+
+    /// Whether it is not yet known where the peer is.
+    pub fn is_unlocated(&self) -> bool {
+        self.interface.is_some() && self.address.is_unspecified()
+    }
+
+    /// What is wrong with where it is said to be. A range's template is nowhere.
+    fn place_problems(&self, found: &mut Vec<ConfigError>) {
+        let peer = self.name.clone();
+        let of_link = matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local());
+        let nowhere = self.address.is_unspecified();
+        if self.interface.is_none() && (of_link || nowhere) {
+            found.push(ConfigError::NoInterface { peer });
+        } else if self.interface.is_some() && (self.address.is_ipv4() || !(of_link || nowhere)) {
+            found.push(ConfigError::Interface {
+                peer,
+                address: self.address,
+            });
+        } else if self.is_unlocated() && self.password.is_some() {
+            found.push(ConfigError::PasswordWithoutAddress { peer });
+        }
+    }
+
     fn problems(&self, found: &mut Vec<ConfigError>) {
+        if let Some(bfd) = &self.bfd {
+            let sane = Duration::from_millis(10)..=Duration::from_secs(60);
+            if bfd.multiplier == 0 || !sane.contains(&bfd.min_rx) || !sane.contains(&bfd.min_tx) {
+                found.push(ConfigError::Bfd {
+                    peer: self.name.clone(),
+                });
+            }
+        }
         if let PeerAs::Fixed(asn) = self.asn
             && !valid_asn(asn)
         {
@@ -491,7 +590,8 @@ impl PeerConfig {
     pub fn needs_reset(&self, new: &Self) -> bool {
         let key = |p: &Self| {
             (
-                (p.address, p.port, p.asn, p.local_asn, p.local_address),
+                (p.address, p.interface.clone(), p.port, p.asn),
+                (p.local_asn, p.local_address),
                 (
                     p.hold_time,
                     p.families.clone(),

@@ -10,6 +10,7 @@
 //!
 //! Everything outside [`net`] is a function of its inputs: time, randomness and messages are arguments.
 
+pub mod bfd;
 pub mod config;
 pub mod filter;
 pub mod fsm;
@@ -21,4 +22,4 @@ pub mod view;
 pub mod wire;
 
 pub use config::{Family, PeerConfig, SpeakerConfig};
-pub use view::{Event, OriginAttributes, RouteChange, State};
+pub use view::{Event, NextHop, OriginAttributes, RouteChange, State};

@@ -416,7 +416,7 @@ impl World {
                 let life = node.life;
                 let local = node.address;
                 let peer = if node.alive {
-                    node.speaker.accept(from_address, now)
+                    node.speaker.accept(from_address, None, now)
                 } else {
                     None
                 };
@@ -589,7 +589,8 @@ impl World {
                             if change.next_hops.is_empty() {
                                 node.fib.remove(&change.prefix);
                             } else {
-                                node.fib.insert(change.prefix, change.next_hops);
+                                let hops = change.next_hops.iter().map(|hop| hop.address);
+                                node.fib.insert(change.prefix, hops.collect());
                             }
                         }
                     }

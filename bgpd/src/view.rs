@@ -1,11 +1,16 @@
 //! What a speaker shows and reports: events for the program around it, and the rows behind `summary`, `neighbors` and `routes`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::fmt;
+use std::net::{AddrParseError, IpAddr, Ipv4Addr};
+use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::bfd;
 use crate::config::Family;
 use crate::filter::{Community, PeerType};
 
@@ -36,7 +41,70 @@ pub struct RouteChange {
     /// Destination without host bits.
     pub prefix: IpNetwork,
     /// Sorted and distinct; more than one is ECMP; none means that the route is gone.
-    pub next_hops: Vec<IpAddr>,
+    pub next_hops: Vec<NextHop>,
+}
+
+/// Where to send packets. As text, and in JSON: `10.0.0.2`, `2001:db8::2`, `fe80::2%eth0`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NextHop {
+    /// The router. IPv4 destinations may have IPv6 routers (RFC 8950).
+    pub address: IpAddr,
+    /// The link it is on, when its address is one of that link only.
+    pub interface: Option<Arc<str>>,
+}
+
+impl From<IpAddr> for NextHop {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address,
+            interface: None,
+        }
+    }
+}
+
+/// An address that needs no interface.
+impl PartialEq<IpAddr> for NextHop {
+    fn eq(&self, other: &IpAddr) -> bool {
+        self.interface.is_none() && self.address == *other
+    }
+}
+
+impl fmt::Display for NextHop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.interface {
+            None => self.address.fmt(f),
+            Some(interface) => write!(f, "{}%{interface}", self.address),
+        }
+    }
+}
+
+impl FromStr for NextHop {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (address, interface) = match text.split_once('%') {
+            Some((address, interface)) => (address, Some(interface.into())),
+            None => (text, None),
+        };
+        Ok(Self {
+            address: address.parse()?,
+            interface,
+        })
+    }
+}
+
+impl Serialize for NextHop {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for NextHop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
 }
 
 /// What to say with a route of our own. Empty means the defaults: origin IGP, LOCAL_PREF 100 inside the AS.
@@ -82,8 +150,8 @@ pub enum State {
     Established,
 }
 
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // `pad` so that tables can ask for a width.
         f.pad(match self {
             Self::Idle => "Idle",
@@ -121,8 +189,11 @@ pub struct Summary {
 pub struct PeerSummary {
     /// The peer's name.
     pub name: String,
-    /// Its address.
+    /// Its address; `::` while it is not known where on the interface it is.
     pub address: IpAddr,
+    /// The link it is on, when the address is one of that link only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
     /// Its AS: configured, or learned from its OPEN.
     pub asn: Option<u32>,
     /// Inside or outside, once the AS is known.
@@ -191,6 +262,9 @@ pub struct Neighbor {
     pub extended_next_hop: bool,
     /// The peer's graceful-restart capability.
     pub graceful_restart: Option<PeerRestart>,
+    /// Watch over the path to it (RFC 5880); absent where nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<BfdView>,
     /// Client of us as reflector.
     pub rr_client: bool,
     /// Prefixes kept although the peer is gone.
@@ -199,6 +273,29 @@ pub struct Neighbor {
     pub by_family: BTreeMap<Family, FamilyCounts>,
     /// How often the session was established.
     pub established_count: u64,
+}
+
+/// A BFD session as people see it. Times are milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BfdView {
+    /// Ours.
+    pub state: bfd::State,
+    /// Why it was last not up, in words.
+    pub diagnostic: String,
+    /// What the other side says of itself.
+    pub remote_state: bfd::State,
+    /// And why that was last not up.
+    pub remote_diagnostic: String,
+    /// The other side's BFD does not end with its control plane (C bit).
+    pub remote_independent: bool,
+    /// How often we send.
+    pub transmit_ms: u64,
+    /// After so much silence the path is taken for dead; absent before anything was heard.
+    pub detection_ms: Option<u64>,
+    /// Over several hops (RFC 5883).
+    pub multihop: bool,
+    /// How often the session was lost.
+    pub losses: u64,
 }
 
 /// A peer's graceful-restart capability (RFC 4724 §3).

@@ -330,7 +330,8 @@ impl Rig {
                             if change.next_hops.is_empty() {
                                 self.kernel.remove(&change.prefix);
                             } else {
-                                self.kernel.insert(change.prefix, change.next_hops);
+                                let hops = change.next_hops.iter().map(|hop| hop.address);
+                                self.kernel.insert(change.prefix, hops.collect());
                             }
                         }
                     }
@@ -683,7 +684,7 @@ impl Rig {
                 let address: IpAddr = SOURCES[usize::from(who) % SOURCES.len()]
                     .parse()
                     .expect("an address");
-                if let Some(index) = self.speaker.accept(address, now) {
+                if let Some(index) = self.speaker.accept(address, None, now) {
                     self.pump(true);
                     if let Some(running) = self.sessions.get_mut(&index) {
                         assert_eq!(running.address, address);

@@ -79,6 +79,9 @@ pub enum Command {
         /// Pause before anything is tried or accepted again.
         hold: Option<std::time::Duration>,
     },
+    /// BFD says that the path is dead: Cease, BFD Down (RFC 9384), nothing is kept (RFC 5882 §4.3.2.2), and back as soon as TCP
+    /// gets through.
+    PathDown,
     /// Asks the peer for its routes again (RFC 2918). Ignored unless established and understood by the peer.
     RequestRefresh(Family),
     /// New parameters: timers at once, the rest with the next OPEN.

@@ -231,6 +231,20 @@ impl Session {
                     }
                 }
             }
+            Command::PathDown => {
+                let ids: Vec<ConnId> = self.connections.iter().map(|c| c.id).collect();
+                for id in ids {
+                    let said = cease_with(cease::BFD_DOWN);
+                    let agreed = self.connection(id).is_some_and(retains_through_notification);
+                    let said = if agreed { said.into_hard_reset() } else { said };
+                    self.end_with(
+                        id,
+                        Ending::Sent(said),
+                        "BFD says that the path is down".to_owned(),
+                        now,
+                    );
+                }
+            }
             Command::RequestRefresh(family) => {
                 let able = self
                     .negotiated()
@@ -477,7 +491,8 @@ impl Session {
     fn attempt(&mut self, now: Instant) {
         let talking =
             self.connections.iter().any(|c| c.initiator == Initiator::Local) || self.established().is_some();
-        if !self.running || self.config.passive || self.connecting.is_some() || talking {
+        let nowhere = self.config.passive || self.config.is_unlocated();
+        if !self.running || nowhere || self.connecting.is_some() || talking {
             return;
         }
         let id = self.next_conn_id();

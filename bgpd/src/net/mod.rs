@@ -7,11 +7,17 @@
 //!                        session tasks (one a peer: sockets, FSM, timers)
 //! ```
 //!
+//! Beside them, where a configuration asks for it: BFD on a thread of its own, which reports the paths to peers to the owner, and a task
+//! that looks for peers on links without addresses.
+//!
 //! The owner runs on a thread of its own, so that a walk over a large table takes no worker of the program's runtime; session
 //! tasks run on that runtime. All channels are bounded, or bounded by the protocol spoken on them. The owner waits for nobody: an
 //! outgoing batch is sent when the session said that the last one is written, an event when the program made room, and
 //! until then changes coalesce where they are. A panic in a session ends that session only; it is started again.
 
+mod bfd;
+mod datagram;
+mod discovery;
 mod handle;
 mod owner;
 mod session;

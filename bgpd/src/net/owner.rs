@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
+use super::bfd::{self, FromBfd, Target, ToBfd};
+use super::datagram::interface_of;
+use super::discovery::{self, Heard, Links};
 use super::handle::{Command, Handle, HandleError};
 use super::session::{Driver, FromSession, Report, ToSession};
 use super::sockopt;
@@ -64,6 +67,14 @@ struct Owner {
     reports: mpsc::Sender<FromSession>,
     accepted: mpsc::Sender<(TcpStream, SocketAddr)>,
     lives: u64,
+    /// Paths that are watched, each with the life of its session.
+    paths: HashMap<PeerIndex, (u64, Target)>,
+    /// The thread that watches them, once there is something to watch, and what it says.
+    bfd: Option<mpsc::UnboundedSender<ToBfd>>,
+    bfd_reports: mpsc::UnboundedSender<FromBfd>,
+    /// Links on which somebody is looked for, once there are any; and who was heard.
+    links: Option<watch::Sender<Links>>,
+    heard: mpsc::Sender<Heard>,
     random: RandomState,
     watched: broadcast::Sender<Event>,
     /// The program wants route changes.
@@ -82,6 +93,8 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
     let (events, event_inbox) = mpsc::channel(16);
     let (reports, report_inbox) = mpsc::channel(TURN);
     let (accepted, accepted_inbox) = mpsc::channel(64);
+    let (bfd_reports, bfd_inbox) = mpsc::unbounded_channel();
+    let (heard, heard_inbox) = mpsc::channel(16);
     let random = RandomState::new();
     let mut owner = Owner {
         speaker: Speaker::new(config.clone(), Instant::now(), random.hash_one(0)),
@@ -93,6 +106,11 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
         reports,
         accepted,
         lives: 0,
+        paths: HashMap::new(),
+        bfd: None,
+        bfd_reports,
+        links: None,
+        heard,
         random,
         watched: broadcast::Sender::new(WATCHED),
         routes_wanted: true,
@@ -104,6 +122,8 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
         commands: command_inbox,
         reports: report_inbox,
         accepted: accepted_inbox,
+        bfd: bfd_inbox,
+        heard: heard_inbox,
         events,
     };
     std::thread::Builder::new()
@@ -126,6 +146,8 @@ struct Inboxes {
     commands: mpsc::Receiver<Command>,
     reports: mpsc::Receiver<FromSession>,
     accepted: mpsc::Receiver<(TcpStream, SocketAddr)>,
+    bfd: mpsc::UnboundedReceiver<FromBfd>,
+    heard: mpsc::Receiver<Heard>,
     events: mpsc::Sender<Event>,
 }
 
@@ -165,6 +187,14 @@ impl Owner {
                     }
                 }
                 Some((stream, from)) = inboxes.accepted.recv() => self.accept(stream, from),
+                Some(FromBfd { peer, life, status }) = inboxes.bfd.recv() => {
+                    if self.paths.get(&peer).is_some_and(|(of, _)| *of == life) {
+                        self.speaker.handle_bfd(peer, status);
+                    }
+                }
+                Some(Heard { interface, address }) = inboxes.heard.recv() => {
+                    self.speaker.locate(&interface, address);
+                }
                 () = timer => self.speaker.handle_timeout(Instant::now()),
                 room = inboxes.events.reserve(), if has_event => {
                     if let Ok(room) = room && let Some(event) = self.speaker.poll_event() {
@@ -302,28 +332,87 @@ impl Owner {
     }
 
     fn carry_out(&mut self) {
+        let mut orders = 0;
         while let Some(order) = self.speaker.poll_order() {
+            orders += 1;
             match order {
                 Order::Spawn {
                     peer,
                     config,
                     identity,
                 } => {
+                    self.watch_path(peer, Target::of(&config));
                     self.configs.insert(peer, (*config, identity));
                     self.start(peer);
                     self.send(peer, ToSession::Command(fsm::Command::Start));
                 }
                 Order::Command { peer, command } => {
                     if let fsm::Command::Reconfigure(config, identity) = &command {
+                        self.watch_path(peer, Target::of(config));
                         self.configs.insert(peer, ((**config).clone(), identity.clone()));
                     }
                     self.send(peer, ToSession::Command(command));
                 }
                 Order::Remove { peer } => {
+                    self.watch_path(peer, None);
                     self.send(peer, ToSession::Finish);
                     self.sessions.remove(&peer);
                     self.configs.remove(&peer);
                 }
+            }
+        }
+        if orders > 0 {
+            self.seek();
+        }
+    }
+
+    /// Has the path to a peer watched, no longer watched, or watched in another way.
+    fn watch_path(&mut self, peer: PeerIndex, target: Option<Target>) {
+        let known = self.paths.get(&peer);
+        let message = match target {
+            Some(target) if known.is_some_and(|(_, known)| *known == target) => return,
+            Some(target) => {
+                let life = known.map_or(self.lives + 1, |(life, _)| *life);
+                self.lives = self.lives.max(life);
+                self.paths.insert(peer, (life, target.clone()));
+                ToBfd::Watch { peer, life, target }
+            }
+            None if known.is_none() => return,
+            None => {
+                self.paths.remove(&peer);
+                ToBfd::Forget(peer)
+            }
+        };
+        if self.bfd.is_none() {
+            match bfd::start(self.bfd_reports.clone()) {
+                Ok(started) => self.bfd = Some(started),
+                Err(error) => warn!(%error, "cannot start BFD"),
+            }
+        }
+        if let Some(bfd) = &self.bfd {
+            // It ends only with us.
+            let _ = bfd.send(message);
+        }
+    }
+
+    /// Says on which links to look for somebody.
+    fn seek(&mut self) {
+        let links: Links = self
+            .speaker
+            .sought()
+            .map(|(interface, found)| (interface.to_owned(), found))
+            .collect();
+        match &self.links {
+            Some(told) => drop(told.send_if_modified(|known| {
+                let changed = *known != links;
+                *known = links;
+                changed
+            })),
+            None if links.is_empty() => {}
+            None => {
+                let (told, of_task) = watch::channel(links);
+                self.runtime.spawn(discovery::run(of_task, self.heard.clone()));
+                self.links = Some(told);
             }
         }
     }
@@ -436,7 +525,9 @@ impl Owner {
     }
 
     fn accept(&mut self, stream: TcpStream, from: SocketAddr) {
-        match self.speaker.accept(from.ip().to_canonical(), Instant::now()) {
+        let interface = interface_of(from);
+        let address = from.ip().to_canonical();
+        match self.speaker.accept(address, interface.as_deref(), Instant::now()) {
             Some(peer) => {
                 // One that was just made has its session now.
                 self.carry_out();
@@ -448,6 +539,12 @@ impl Owner {
 
     async fn shutdown(&mut self, graceful: bool) {
         self.listeners.clear();
+        if let Some(bfd) = self.bfd.take() {
+            // Before the sessions end: a peer that misses our packets first would take it for a failure.
+            let (done, told) = oneshot::channel();
+            let _ = bfd.send(ToBfd::Stop(done));
+            drop(tokio::time::timeout(SHUTDOWN, told).await);
+        }
         let notification =
             (!graceful).then(|| Notification::new(code::CEASE, cease::ADMINISTRATIVE_SHUTDOWN));
         for running in self.sessions.values() {

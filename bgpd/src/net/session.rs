@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -20,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::debug;
 
+use super::datagram::scoped;
 use super::sockopt;
 use crate::fsm::{Command, ConnId, Session, SessionEvent, Transmit, Transport};
 use crate::rib::table::PeerIndex;
@@ -229,9 +229,9 @@ impl Driver {
             match transmit {
                 Transmit::Connect(id) => {
                     let config = self.session.config();
-                    let to = SocketAddr::new(config.address, config.port);
+                    let to = scoped(config.address, config.port, config.interface.as_deref());
                     let socket = sockopt::connecting(config);
-                    self.connecting = Some((id, Box::pin(async move { socket?.connect(to).await })));
+                    self.connecting = Some((id, Box::pin(async move { socket?.connect(to?).await })));
                 }
                 Transmit::Send(id, bytes) => {
                     if let Some(conn) = self.conn(id) {

@@ -3,12 +3,13 @@
 //! None of them fails silently: a session that asked for a password or for GTSM must not come up without.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use ipnetwork::IpNetwork;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+use super::datagram::scoped;
 use crate::config::{PeerConfig, Secret, Ttl};
 
 /// `TCP_MD5SIG_MAXKEYLEN` of linux/tcp.h.
@@ -79,6 +80,16 @@ pub(super) fn set_md5(socket: &impl AsFd, peers: IpNetwork, key: Option<&Secret>
     }
 }
 
+/// Of ICMPv6 a raw socket receives only messages of this type (`ICMP6_FILTER` of linux/icmpv6.h: a bit a type, set to block).
+pub(super) fn only_icmp6(socket: &impl AsFd, kind: u8) -> io::Result<()> {
+    const ICMP6_FILTER: libc::c_int = 1;
+    let mut blocked = [u32::MAX; 8];
+    if let Some(word) = blocked.get_mut(usize::from(kind / 32)) {
+        *word &= !(1 << (kind % 32));
+    }
+    set(socket, libc::IPPROTO_ICMPV6, ICMP6_FILTER, &blocked)
+}
+
 /// Time to live of what we send.
 pub(super) fn set_ttl(socket: &impl AsFd, v6: bool, ttl: u8) -> io::Result<()> {
     let value = libc::c_int::from(ttl);
@@ -126,7 +137,9 @@ pub(super) fn connecting(peer: &PeerConfig) -> io::Result<tokio::net::TcpSocket>
         set_md5(&socket, peer.address.into(), Some(key))?;
     }
     if let Some(local) = peer.local_address {
-        socket.bind(&SocketAddr::new(local, 0).into())?;
+        let of_link = matches!(local, IpAddr::V6(address) if address.is_unicast_link_local());
+        let interface = peer.interface.as_deref().filter(|_| of_link);
+        socket.bind(&scoped(local, 0, interface)?.into())?;
     }
     Ok(tokio::net::TcpSocket::from_std_stream(socket.into()))
 }

@@ -4,7 +4,7 @@
 //! "same key" is "same group" and nothing else has to be kept in step. Because the function is pure, what a group was told
 //! about a prefix can be worked out again from the path that was used then: no Adj-RIB-Out is stored.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -34,8 +34,10 @@ pub struct GroupKey {
     pub next_hop: NextHopMode,
     /// Our own IPv4 address as a next hop.
     pub self_v4: Option<Ipv4Addr>,
-    /// Our own IPv6 address as a next hop.
+    /// Our own IPv6 address as a next hop; on a link without others, the link's.
     pub self_v6: Option<Ipv6Addr>,
+    /// Our address on the link that the peers are on, when they are spoken to at theirs (RFC 2545 §3).
+    pub self_link_local: Option<Ipv6Addr>,
     /// The export filter.
     pub filter: Arc<Filter>,
     /// So many of the best paths of a prefix, each with its identifier, when `encode` has ADD-PATH; else 1.
@@ -221,10 +223,17 @@ impl GroupKey {
             NextHopMode::Keep => true,
             NextHopMode::Auto => source.local || self.peer_type == PeerType::Ibgp,
         };
-        if keep && let Some(next_hop) = given {
-            return Some(next_hop);
+        match given {
+            // An address of some link means nothing elsewhere.
+            Some(next_hop) if keep && !is_of_link(next_hop) => return Some(next_hop.address().into()),
+            _ => {}
         }
-        let v6 = || self.self_v6.map(|address| NextHop::from(IpAddr::V6(address)));
+        let v6 = || {
+            self.self_v6.map(|address| NextHop::V6 {
+                address,
+                link_local: self.self_link_local,
+            })
+        };
         match self.family {
             Family::Ipv4Unicast => match self.self_v4 {
                 Some(address) => Some(NextHop::V4(address)),
@@ -234,6 +243,10 @@ impl GroupKey {
             Family::Ipv6Unicast => v6(),
         }
     }
+}
+
+fn is_of_link(next_hop: NextHop) -> bool {
+    matches!(next_hop, NextHop::V6 { address, .. } if address.is_unicast_link_local())
 }
 
 #[cfg(test)]
@@ -256,6 +269,7 @@ mod tests {
             next_hop: NextHopMode::Auto,
             self_v4: Some([10, 0, 0, 1].into()),
             self_v6: None,
+            self_link_local: None,
             filter: Arc::new(Filter::accept()),
             paths: 1,
             drain: false,
@@ -267,7 +281,7 @@ mod tests {
     fn route() -> PathAttributes {
         PathAttributes {
             as_path: AsPath::sequence([65001]),
-            next_hop: Some(IpAddr::from([10, 9, 9, 9]).into()),
+            next_hop: Some(std::net::IpAddr::from([10, 9, 9, 9]).into()),
             med: Some(7),
             local_pref: Some(200),
             ..Default::default()

@@ -63,7 +63,7 @@ use table::{Change, LOCAL, Path, PeerIndex, Table, Used};
 
 use crate::config::Family;
 use crate::filter::PeerType;
-use crate::view::RouteChange;
+use crate::view::{NextHop, RouteChange};
 use crate::wire::{Community, Nlri, PathAttributes, Prefix};
 
 /// What the RIB knows of a peer. A session's worth: set anew when it is established.
@@ -77,6 +77,8 @@ pub struct RibPeer {
     pub address: IpAddr,
     /// Client of us as route reflector.
     pub rr_client: bool,
+    /// The link it is on, when its address is of that link only: so are its next hops.
+    pub interface: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -420,7 +422,7 @@ impl Rib {
             let prefix = dirty.prefix();
             let now = table.settle(prefix, |paths| order(paths, store, peers, *multipath));
             if *report_changes {
-                let (old, new) = (next_hops(&dirty.before, store), next_hops(&now, store));
+                let (old, new) = (next_hops(&dirty.before, store, peers), next_hops(&now, store, peers));
                 if old != new {
                     changes.push(RouteChange { prefix: IpNetwork::from(prefix), next_hops: new.into_vec() });
                 }
@@ -652,12 +654,27 @@ fn order(
     }
 }
 
-fn next_hops(used: &Used, store: &AttributeStore) -> SmallVec<[IpAddr; 2]> {
-    let mut hops: SmallVec<[IpAddr; 2]> = used
+fn next_hops(
+    used: &Used,
+    store: &AttributeStore,
+    peers: &HashMap<PeerIndex, PeerSlot>,
+) -> SmallVec<[NextHop; 2]> {
+    let mut hops: SmallVec<[NextHop; 2]> = used
         .paths()
         .iter()
         .filter(|path| path.peer != LOCAL)
-        .filter_map(|path| Some(store.get(path.attr)?.next_hop?.address()))
+        .filter_map(|path| {
+            let given = store.get(path.attr)?.next_hop?;
+            // On a link the address of that link is the one that surely works (RFC 2545 §3).
+            let of_link = given.link_local().and_then(|address| {
+                let interface = peers.get(&path.peer)?.identity.interface.clone()?;
+                Some(NextHop {
+                    address: address.into(),
+                    interface: Some(interface),
+                })
+            });
+            Some(of_link.unwrap_or_else(|| given.address().into()))
+        })
         .collect();
     hops.sort_unstable();
     hops.dedup();

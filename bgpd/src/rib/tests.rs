@@ -17,6 +17,7 @@ const PEERS: u16 = 5;
 
 fn identity(peer: PeerIndex) -> RibPeer {
     RibPeer {
+        interface: None,
         // 1 and 2 are eBGP, 3 and 4 clients, 5 plain iBGP.
         peer_type: if peer <= 2 { PeerType::Ebgp } else { PeerType::Ibgp },
         router_id: u32::from(peer) * 7 % 5 + 1,
@@ -45,6 +46,7 @@ fn key(peer: PeerIndex, strict: bool) -> GroupKey {
         next_hop: NextHopMode::Auto,
         self_v4: Some(Ipv4Addr::new(10, 0, 0, 254)),
         self_v6: None,
+        self_link_local: None,
         filter: Arc::new(Filter {
             rules,
             default: Action::Accept,

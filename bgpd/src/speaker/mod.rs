@@ -9,6 +9,7 @@
 //! peer that can write, [`Speaker::poll_output`]. Call `handle_timeout` at [`Speaker::poll_timeout`].
 
 mod import;
+mod link;
 mod restart;
 mod show;
 
@@ -20,13 +21,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ipnetwork::IpNetwork;
 
+use crate::bfd;
 use crate::config::{Family, PeerConfig, PeerRange, SpeakerConfig};
 use crate::filter::{Community, PeerType};
 use crate::fsm::{Command, ConnId, Counters, Identity, Negotiated, RefreshPhase, SessionEvent};
 use crate::rib::export::GroupKey;
 use crate::rib::table::{LOCAL, PeerIndex};
 use crate::rib::{Rib, RibPeer};
-use crate::view::{Event, OriginAttributes, RouteChange, State};
+use crate::view::{Event, NextHop, OriginAttributes, RouteChange, State};
 use crate::wire::{
     self, EncodeContext, FamilyContext, LargeCommunity, Nlri, Notification, PathAttributes, Prefix, cease,
     code,
@@ -109,6 +111,9 @@ struct Peer {
     /// Families whose paths the peer is repeating (RFC 7313), and until when it may.
     repeating: Vec<(Family, Instant)>,
     sync: Sync,
+    /// What watches over the path to it, and how often that was lost.
+    bfd: Option<bfd::Status>,
+    path_losses: u64,
     /// ROUTE-REFRESH: when the last one was answered, and which wait.
     refreshed: Option<Instant>,
     refresh_waits: Vec<Family>,
@@ -144,7 +149,7 @@ pub struct Speaker {
     orders: VecDeque<Order>,
     events: VecDeque<Event>,
     /// Route changes not yet taken, by prefix: a slow reader costs one entry a prefix.
-    routes: BTreeMap<IpNetwork, Vec<IpAddr>>,
+    routes: BTreeMap<IpNetwork, Vec<NextHop>>,
 }
 
 pub(crate) fn at(family: Family) -> usize {
@@ -198,11 +203,16 @@ impl Speaker {
             .map(|(index, _)| *index)
     }
 
-    /// The peer that a connection from `address` belongs to. Where nobody is configured and a range has room, one is made: drain
+    /// The peer that a connection from `address` belongs to, which came in by `interface` if it is an address of a link. Where nobody is configured and a range has room, one is made: drain
     /// [`Speaker::poll_order`] before the connection is handed to its session.
-    pub fn accept(&mut self, address: IpAddr, now: Instant) -> Option<PeerIndex> {
-        if let Some(known) = self.peer_at(address) {
+    pub fn accept(&mut self, address: IpAddr, interface: Option<&str>, now: Instant) -> Option<PeerIndex> {
+        if let Some(known) = self.peer_at(address, interface) {
             return Some(known);
+        }
+        if let (IpAddr::V6(address), Some(interface)) = (address, interface)
+            && let Some(found) = self.locate(interface, address)
+        {
+            return Some(found);
         }
         let range = self.range_of(address)?;
         let name = &range.template.name;
@@ -210,7 +220,7 @@ impl Speaker {
         if range.template.shutdown || self.peers.values().filter(of_range).count() >= range.limit {
             return None;
         }
-        let (config, name) = (range.peer(address), name.clone());
+        let (config, name) = (range.peer(address, interface), name.clone());
         self.add_peer(config, Some(name), now)
     }
 
@@ -237,11 +247,11 @@ impl Speaker {
         self.peers.remove(&index);
     }
 
-    /// The peer that is known at `address`.
-    pub fn peer_at(&self, address: IpAddr) -> Option<PeerIndex> {
+    /// The peer that is known at `address`, on that link if the address is one of a link.
+    pub fn peer_at(&self, address: IpAddr, interface: Option<&str>) -> Option<PeerIndex> {
         self.peers
             .iter()
-            .find(|(_, peer)| peer.config.address == address)
+            .find(|(_, peer)| (peer.config.address, peer.config.interface.as_deref()) == (address, interface))
             .map(|(index, _)| *index)
     }
 
@@ -320,6 +330,8 @@ impl Speaker {
                 end_of_rib: [false; 2],
                 stale: Vec::new(),
                 repeating: Vec::new(),
+                bfd: None,
+                path_losses: 0,
                 refreshed: None,
                 refresh_waits: Vec::new(),
             },
@@ -338,7 +350,8 @@ impl Speaker {
         let old = std::mem::replace(&mut self.config, config);
         self.rib.set_multipath(self.config.multipath);
         let identity = self.identity();
-        let new_peers = self.config.peers.clone();
+        let mut new_peers = self.config.peers.clone();
+        self.keep_located(&mut new_peers);
 
         // A peer at another address is another peer, and one that was not named becomes another when it is.
         let gone: Vec<PeerIndex> = self
@@ -346,7 +359,7 @@ impl Speaker {
             .iter()
             .filter(|(_, peer)| match &peer.range {
                 None => {
-                    let name_and_address = |c: &PeerConfig| (c.name.clone(), c.address);
+                    let name_and_address = |c: &PeerConfig| (c.name.clone(), c.address, c.interface.clone());
                     !new_peers
                         .iter()
                         .any(|c| name_and_address(c) == name_and_address(&peer.config))
@@ -365,7 +378,10 @@ impl Speaker {
         }
         let of_ranges = self.peers.values().filter(|peer| peer.range.is_some());
         let of_ranges: Vec<PeerConfig> = of_ranges
-            .filter_map(|peer| Some(self.range_of(peer.config.address)?.peer(peer.config.address)))
+            .filter_map(|peer| {
+                let (address, interface) = (peer.config.address, peer.config.interface.as_deref());
+                Some(self.range_of(address)?.peer(address, interface))
+            })
             .collect();
         let new_peers: Vec<PeerConfig> = new_peers.into_iter().chain(of_ranges).collect();
         let open_changed = |peer: &PeerConfig| {
@@ -399,6 +415,9 @@ impl Speaker {
             return;
         };
         let old = std::mem::replace(&mut peer.config, new.clone());
+        if new.bfd.is_none() || new.shutdown {
+            peer.bfd = None;
+        }
         let session = peer.session.clone();
         if old != new || open_changed {
             self.order(
@@ -758,6 +777,7 @@ impl Speaker {
             next_hop: config.next_hop,
             self_v4: config.next_hop_v4.or(v4),
             self_v6: config.next_hop_v6.or(v6),
+            self_link_local: v6.filter(Ipv6Addr::is_unicast_link_local),
             filter: Arc::new(config.export.clone()),
             paths: if negotiated.add_path_send.contains(&family) {
                 usize::from(config.add_path_send.max(1))
@@ -781,6 +801,7 @@ fn rib_peer(config: &PeerConfig, negotiated: &Negotiated) -> RibPeer {
         router_id: negotiated.peer_router_id.to_bits(),
         address: config.address,
         rr_client: config.rr_client && negotiated.peer_type == PeerType::Ibgp,
+        interface: config.interface.as_deref().map(Into::into),
     }
 }
 

@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 
 use super::{Peer, Speaker, at};
+use crate::bfd;
 use crate::config::{Family, PeerAs, Role};
 use crate::filter::PeerType;
 use crate::fsm::keepalive_interval;
 use crate::rib::ShownPath;
 use crate::rib::table::{LOCAL, PeerIndex};
 use crate::view::{
-    FamilyCounts, Neighbor, PeerRestart, PeerSummary, PrefixQuery, Route, RouteQuery, RouteStatus,
+    BfdView, FamilyCounts, Neighbor, PeerRestart, PeerSummary, PrefixQuery, Route, RouteQuery, RouteStatus,
     RouteViewKind, Summary,
 };
 use crate::wire::{Nlri, Origin, PathAttributes, Prefix};
@@ -79,6 +80,7 @@ impl Speaker {
         PeerSummary {
             name: peer.config.name.clone(),
             address: peer.config.address,
+            interface: peer.config.interface.clone(),
             asn,
             peer_type: asn.map(|asn| {
                 if asn == ours {
@@ -163,6 +165,7 @@ impl Speaker {
                         .map(|(family, _, time)| (*family, time.as_secs()))
                         .collect(),
                 }),
+            bfd: peer.bfd.as_ref().map(|status| bfd_view(status, peer.path_losses)),
             rr_client: peer.config.rr_client,
             stale,
             by_family: self.counts(index, peer),
@@ -332,6 +335,21 @@ impl Speaker {
             let prefix = Prefix::from(IpNetwork::new(address, len).ok()?);
             self.rib.has(prefix).then_some(prefix)
         })
+    }
+}
+
+fn bfd_view(status: &bfd::Status, losses: u64) -> BfdView {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    BfdView {
+        state: status.state,
+        diagnostic: status.diagnostic.to_string(),
+        remote_state: status.remote_state,
+        remote_diagnostic: status.remote_diagnostic.to_string(),
+        remote_independent: status.remote_independent,
+        transmit_ms: ms(status.transmit),
+        detection_ms: status.detection.map(ms),
+        multihop: status.multihop,
+        losses,
     }
 }
 

@@ -11,10 +11,10 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bgpd::Event;
 use bgpd::net::Handle;
 use bgpd::speaker::Clear;
 use bgpd::view::{PrefixQuery, RouteQuery, RouteViewKind};
+use bgpd::{Event, NextHop};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
@@ -193,7 +193,7 @@ pub(crate) enum Change {
         /// Which.
         prefix: IpNetwork,
         /// How; empty: not at all.
-        next_hops: Vec<IpAddr>,
+        next_hops: Vec<NextHop>,
     },
     /// Everybody who came up has told everything.
     InSync,

@@ -9,7 +9,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use bgpd::config::{Family, NextHopMode, PeerAs, PeerConfig, PeerRange, Role, Secret, SpeakerConfig, Ttl};
+use bgpd::NextHop;
+use bgpd::config::{
+    Bfd, Family, NextHopMode, PeerAs, PeerConfig, PeerRange, Role, Secret, SpeakerConfig, Ttl,
+};
 use bgpd::filter::{
     Action, Community, Filter, Operation, PeerType, PrefixMatch, PrefixOperator, RouteSource, Rule,
 };
@@ -132,11 +135,32 @@ enum NextHopWord {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "true, false, or a table with min-rx, min-tx (milliseconds), multiplier and multihop"
+)]
+enum BfdWord {
+    Switch(bool),
+    Table(BfdTable),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct BfdTable {
+    min_rx: Option<u64>,
+    min_tx: Option<u64>,
+    multiplier: Option<u8>,
+    #[serde(default)]
+    multihop: bool,
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Neighbor {
     name: Option<String>,
     description: Option<String>,
-    address: Option<IpAddr>,
+    address: Option<NextHop>,
+    interface: Option<String>,
     range: Option<IpNetwork>,
     limit: Option<usize>,
     asn: AsWord,
@@ -169,6 +193,7 @@ struct Neighbor {
     restart_time: Option<u64>,
     #[serde(default)]
     extended_messages: bool,
+    bfd: Option<BfdWord>,
     role: Option<RoleWord>,
     #[serde(default)]
     strict_role: bool,
@@ -292,25 +317,32 @@ pub fn parse(text: &str, password: &dyn Fn(&str) -> anyhow::Result<String>) -> a
 
     let mut warnings = Vec::new();
     for neighbor in &file.neighbor {
-        let who = match (&neighbor.name, &neighbor.address, &neighbor.range) {
+        let who = match (
+            &neighbor.name,
+            &neighbor.address,
+            &neighbor.range,
+            &neighbor.interface,
+        ) {
             (Some(name), ..) => name.clone(),
-            (None, Some(address), _) => address.to_string(),
-            (None, None, Some(range)) => range.to_string(),
-            (None, None, None) => bail!("a neighbor has neither address nor range"),
+            (None, Some(address), ..) => address.to_string(),
+            (None, None, Some(range), _) => range.to_string(),
+            (None, None, None, Some(interface)) => interface.clone(),
+            (None, None, None, None) => bail!("a neighbor has neither address nor range nor interface"),
         };
         let made = neighbor_config(neighbor, &who, file.asn, &filters, password, &mut warnings)
             .with_context(|| format!("neighbor {who}"))?;
-        match (neighbor.address, neighbor.range) {
-            (Some(_), None) if neighbor.limit.is_some() => {
+        let placed = neighbor.address.is_some() || neighbor.interface.is_some();
+        match (placed, neighbor.range) {
+            (true, None) if neighbor.limit.is_some() => {
                 bail!("neighbor {who}: limit belongs to a range")
             }
-            (Some(_), None) => config.peers.push(made),
-            (None, Some(range)) => config.ranges.push(PeerRange {
+            (true, None) => config.peers.push(made),
+            (false, Some(range)) => config.ranges.push(PeerRange {
                 network: without_host_bits(range).with_context(|| format!("neighbor {who}"))?,
                 limit: neighbor.limit.unwrap_or(PeerRange::LIMIT),
                 template: made,
             }),
-            _ => bail!("neighbor {who}: give either address or range"),
+            _ => bail!("neighbor {who}: give either address, interface, or range"),
         }
     }
     let problems = config.problems();
@@ -366,11 +398,21 @@ fn neighbor_config(
         AsWord::Word(AsKind::Any) => PeerAs::Any,
     };
     // A template has the network's address, which is never connected to.
-    let address = neighbor
-        .address
-        .or(neighbor.range.map(|range| range.ip()))
-        .context("neither address nor range")?;
-    let mut peer = PeerConfig::new(who, address, asn);
+    let given = neighbor.address.as_ref();
+    let of_address = given.and_then(|given| given.interface.as_deref());
+    let interface = neighbor.interface.as_deref();
+    if interface.is_some() && of_address.is_some_and(|named| Some(named) != interface) {
+        bail!("address and interface name different links");
+    }
+    let mut peer = match (given, neighbor.range, interface.or(of_address)) {
+        (Some(given), _, interface) => PeerConfig {
+            interface: interface.map(str::to_owned),
+            ..PeerConfig::new(who, given.address, asn)
+        },
+        (None, Some(range), _) => PeerConfig::new(who, range.ip(), asn),
+        (None, None, Some(interface)) => PeerConfig::unnumbered(who, interface, asn),
+        (None, None, None) => bail!("neither address nor range nor interface"),
+    };
     peer.description = neighbor.description.clone().unwrap_or_default();
     peer.port = neighbor.port.unwrap_or(peer.port);
     peer.local_asn = neighbor.local_asn;
@@ -427,6 +469,20 @@ fn neighbor_config(
     peer.graceful_restart = neighbor.graceful_restart.unwrap_or(true);
     peer.restart_time = neighbor.restart_time.map(Duration::from_secs);
     peer.extended_messages = neighbor.extended_messages;
+    peer.bfd = match &neighbor.bfd {
+        None | Some(BfdWord::Switch(false)) => None,
+        Some(BfdWord::Switch(true)) => Some(Bfd::default()),
+        Some(BfdWord::Table(table)) => {
+            let ms = |given: Option<u64>, default| given.map_or(default, Duration::from_millis);
+            let usual = Bfd::default();
+            Some(Bfd {
+                min_rx: ms(table.min_rx, usual.min_rx),
+                min_tx: ms(table.min_tx, usual.min_tx),
+                multiplier: table.multiplier.unwrap_or(usual.multiplier),
+                multihop: table.multihop,
+            })
+        }
+    };
     peer.role = neighbor.role.map(|role| match role {
         RoleWord::Provider => Role::Provider,
         RoleWord::RouteServer => Role::RouteServer,
@@ -617,7 +673,10 @@ mod tests {
             "{unknown}"
         );
         let cases = [
-            ("[[neighbor]]\nasn = 1\n", "neither address nor range"),
+            (
+                "[[neighbor]]\nasn = 1\n",
+                "neither address nor range nor interface",
+            ),
             (
                 "[[neighbor]]\naddress = \"10.0.0.2\"\nrange = \"10.0.0.0/24\"\nasn = 1\n",
                 "give either",

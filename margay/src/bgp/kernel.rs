@@ -104,7 +104,7 @@ impl Writer {
             Told::Changes(changes) => {
                 for change in changes {
                     let hops: std::collections::BTreeSet<_> =
-                        change.next_hops.into_iter().map(Into::into).collect();
+                        change.next_hops.into_iter().map(super::to_kernel).collect();
                     let target = (!hops.is_empty()).then_some(Target::NextHops(hops));
                     self.routes.want(change.prefix, Class::Learned, target);
                 }

@@ -9,3 +9,11 @@ pub mod file;
 mod kernel;
 pub(crate) mod run;
 pub(crate) mod tor;
+
+/// A learned next hop as the writer of routes takes it.
+pub(crate) fn to_kernel(hop: bgpd::NextHop) -> felix::agent::NextHop {
+    felix::agent::NextHop {
+        address: hop.address,
+        interface: hop.interface.map(|name| name.to_string()),
+    }
+}

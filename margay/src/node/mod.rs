@@ -605,7 +605,7 @@ impl Daemon {
                     .into_iter()
                     .map(|change| LearnedRoute {
                         prefix: change.prefix,
-                        next_hops: change.next_hops.into_iter().map(Into::into).collect(),
+                        next_hops: change.next_hops.into_iter().map(crate::bgp::to_kernel).collect(),
                     })
                     .collect();
                 self.agent.update_learned(routes);
