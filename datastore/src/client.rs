@@ -34,7 +34,7 @@ pub struct Listed<T> {
 }
 
 /// What went wrong, grouped by what the caller can do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// There is no such object.

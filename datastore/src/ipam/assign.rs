@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use policy::resource::{AllowedUse, IpPoolSpec};
+use policy::resource::{AllowedUse, IpPoolSpec, Object};
 
-use super::block::{ATTRIBUTE_NODE, Attribute, Block};
+use super::block::{ATTRIBUTE_IDENTITY, ATTRIBUTE_NODE, Attribute, Block};
 use super::claim::{ClaimState, Handle};
 use super::pools::{Asker, Config, Pool, rotate, select};
 use super::{ATTEMPTS, Error, Ipam, Result, busy, find_pool};
 use crate::key::{Family, Key};
 use crate::store::Expect;
+
+/// Places in a node's order of blocks that are looked at one by one before all blocks are listed.
+const PROBES: usize = 8;
 
 /// New blocks that are tried for one request. Whoever finds so many taken by others in the meantime borrows.
 const CLAIM_ATTEMPTS: usize = 64;
@@ -23,6 +26,9 @@ pub struct AssignRequest {
     pub node: String,
     /// By what they are found and released. Asking again with the same handle gives the same addresses.
     pub handle: String,
+    /// Which workload it is, if it is to get its addresses again when it comes back ([`Config::sticky`]); unlike the
+    /// handle it may be the same on another node or in another container.
+    pub identity: Option<String>,
     /// Number of IPv4 addresses.
     pub num4: usize,
     /// Number of IPv6 addresses.
@@ -43,6 +49,7 @@ impl AssignRequest {
         Self {
             node: node.into(),
             handle: handle.into(),
+            identity: None,
             num4: 1,
             num6: 0,
             pools: Vec::new(),
@@ -100,24 +107,54 @@ struct Context<'a> {
     wanted: usize,
 }
 
+/// What is the same for all requests at one time.
+pub(super) struct Facts {
+    pub(super) config: Config,
+    pub(super) reserved: Vec<IpNetwork>,
+    pub(super) pools: Vec<Object<IpPoolSpec>>,
+}
+
 impl Ipam {
     /// Hands out addresses, IPv4 first, as host networks. All or nothing: on an error what this call took is free again.
+    /// Calls that come while another one is under way are served together.
     ///
     /// # Errors
     /// [`Error::NoPool`], [`Error::Exhausted`], [`Error::Invalid`], [`Error::Client`].
     pub async fn auto_assign(&self, request: &AssignRequest) -> Result<Vec<IpNetwork>> {
         check(&request.node, &request.handle)?;
-        let _turn = self.one_at_a_time.lock().await;
-        let config = self.config().await?;
-        let reserved = self.reserved().await?;
-        let node_labels = self.node_labels(&request.node).await?;
+        self.assign_in_turn(request).await
+    }
+
+    /// Which families have a pool that this request may use, IPv4 first.
+    ///
+    /// # Errors
+    /// [`Error::Client`].
+    pub async fn families(&self, request: &AssignRequest) -> Result<(bool, bool)> {
         let pools = self.client.list_as::<IpPoolSpec>(None).await?.items;
-        let asker = Asker {
-            usage: request.usage,
-            node_labels: &node_labels,
-            namespace_labels: &request.namespace_labels,
-            wanted: &request.pools,
-        };
+        let node_labels = self.node_labels(&request.node).await?;
+        let has = |family| select(&pools, family, &request.asker(&node_labels)).is_ok();
+        Ok((has(Family::V4), has(Family::V6)))
+    }
+
+    pub(super) async fn facts(&self) -> Result<Facts> {
+        let pools = async { Ok(self.client.list_as::<IpPoolSpec>(None).await?.items) };
+        let (config, reserved, pools) = tokio::try_join!(self.config(), self.reserved(), pools)?;
+        Ok(Facts {
+            config,
+            reserved,
+            pools,
+        })
+    }
+
+    /// One request, wherever its addresses have to come from.
+    pub(super) async fn assign_one(&self, request: &AssignRequest) -> Result<Vec<IpNetwork>> {
+        let (facts, node_labels) = tokio::try_join!(self.facts(), self.node_labels(&request.node))?;
+        let Facts {
+            config,
+            reserved,
+            pools,
+        } = facts;
+        let asker = request.asker(&node_labels);
         // What the handle holds already is kept, also when its pool is closed to newcomers now.
         let before: BTreeSet<IpAddr> = self.renew(&request.handle).await?.into_iter().collect();
         let mut held = before.clone();
@@ -128,7 +165,7 @@ impl Ipam {
                 continue;
             }
             let (config, reserved) = (&config, reserved.as_slice());
-            let attribute = attribute(&request.node, &request.handle, &request.attributes);
+            let attribute = request.attribute(config);
             let context = Context {
                 request,
                 attribute,
@@ -184,6 +221,16 @@ impl Ipam {
 
         let mut own = 0;
         let claims = self.claims(node).await?;
+        if let Some(identity) = context.attribute.secondary.get(ATTRIBUTE_IDENTITY) {
+            let terms = self.terms(context.config, context.reserved);
+            for (cidr, block) in self.all_blocks(family).await? {
+                let mine = block.node() == Some(node);
+                let allowed = in_pools(&cidr) && (mine || !context.config.strict_affinity);
+                if allowed && !enough(held) && !block.kept(identity, &terms).is_empty() {
+                    self.take(context, family, cidr, block.node(), held).await?;
+                }
+            }
+        }
         for (&cidr, (claim, _)) in &claims {
             if Family::of(cidr) != family || claim.state == ClaimState::PendingDeletion {
                 continue;
@@ -201,18 +248,10 @@ impl Ipam {
         if !enough(held) && !context.config.auto_allocate_blocks {
             hint = "; autoAllocateBlocks is off";
         } else if !enough(held) {
-            // A block may carry the node's name without a claim, after a crash at the wrong moment: it comes first.
-            let blocks = self.all_blocks(family).await?;
-            let lost = blocks
-                .values()
-                .filter(|b| b.node() == Some(node) && !claims.contains_key(&b.cidr));
-            for block in lost.map(|b| b.cidr).filter(in_pools) {
-                if !enough(held) && self.claim(node, block).await? {
-                    own += 1;
-                    self.take(context, family, block, Some(node), held).await?;
-                }
-            }
-            let mut taken: BTreeSet<IpNetwork> = blocks.into_keys().collect();
+            // The node's places in the pools, from its first on. In a pool that is not nearly full a look at a few of
+            // them saves listing all blocks.
+            let mut tried: BTreeSet<IpNetwork> = claims.keys().copied().collect();
+            let (mut occupied, mut listed) = (0, false);
             'pools: for pool in pools {
                 for _ in 0..CLAIM_ATTEMPTS {
                     if enough(held) {
@@ -222,10 +261,18 @@ impl Ipam {
                         hint = "; the node has as many blocks as maxBlocksPerHost allows";
                         break 'pools;
                     }
-                    let Some(block) = pool.blocks_for(node, &taken).next() else {
+                    let Some(block) = pool.blocks_for(node, &tried).next() else {
                         break;
                     };
-                    taken.insert(block);
+                    tried.insert(block);
+                    if !listed && self.is_taken(block, node).await? {
+                        occupied += 1;
+                        listed = occupied >= PROBES;
+                        if listed {
+                            tried.extend(self.taken_blocks(family, node).await?);
+                        }
+                        continue;
+                    }
                     if self.claim(node, block).await? {
                         own += 1;
                         self.take(context, family, block, Some(node), held).await?;
@@ -277,7 +324,6 @@ impl Ipam {
         held: &mut BTreeSet<IpAddr>,
     ) -> Result<()> {
         let handle = &context.request.handle;
-        let reserved = |address: IpAddr| context.reserved.iter().any(|r| r.contains(address));
         for attempt in 0..ATTEMPTS {
             self.pause(attempt).await;
             let Some((mut block, revision)) = self.read_block(cidr).await? else {
@@ -290,15 +336,9 @@ impl Ipam {
             let mine: Vec<IpAddr> = block.addresses_of(handle);
             held.extend(&mine);
             let missing = context.wanted.saturating_sub(of_family(held, family).count());
-            let now = (self.clock)();
             // An attempt that is in doubt may have taken all; then it has written the block just now.
-            let taken = block.allocate(
-                missing,
-                &context.attribute,
-                now,
-                context.config.cooldown,
-                reserved,
-            );
+            let terms = self.terms(context.config, context.reserved);
+            let taken = block.allocate(missing, &context.attribute, &terms);
             if taken.is_empty() {
                 return Ok(());
             }
@@ -334,7 +374,7 @@ impl Ipam {
                 reason: format!("{address} is in no enabled IPPool"),
             });
         };
-        let attribute = attribute(node, handle, &request.attributes);
+        let attribute = attribute(node, handle, request.attributes.clone());
         for attempt in 0..ATTEMPTS {
             self.pause(attempt).await;
             let Some((mut block, revision)) = self.read_block(cidr).await? else {
@@ -426,7 +466,11 @@ impl Ipam {
     /// # Errors
     /// [`Error::Client`].
     pub async fn release_handle(&self, handle: &str) -> Result<Vec<IpAddr>> {
-        let _turn = self.one_at_a_time.lock().await;
+        self.release_in_turn(handle).await
+    }
+
+    /// One handle, also one that the index does not know.
+    pub(super) async fn release_one(&self, handle: &str) -> Result<Vec<IpAddr>> {
         let mut blocks = self.indexed_blocks(handle).await?;
         if blocks.is_empty() {
             // The index can be lost by hand only, and then the blocks still know.
@@ -555,6 +599,25 @@ impl Ipam {
     }
 }
 
+impl AssignRequest {
+    pub(super) fn asker<'a>(&'a self, node_labels: &'a BTreeMap<String, String>) -> Asker<'a> {
+        Asker {
+            usage: self.usage,
+            node_labels,
+            namespace_labels: &self.namespace_labels,
+            wanted: &self.pools,
+        }
+    }
+
+    pub(super) fn attribute(&self, config: &Config) -> Attribute {
+        let mut attributes = self.attributes.clone();
+        if let Some(identity) = self.identity.as_ref().filter(|_| !config.sticky.is_zero()) {
+            attributes.insert(ATTRIBUTE_IDENTITY.to_owned(), identity.clone());
+        }
+        attribute(&self.node, &self.handle, attributes)
+    }
+}
+
 fn of_family(addresses: &BTreeSet<IpAddr>, family: Family) -> impl Iterator<Item = IpAddr> {
     addresses
         .iter()
@@ -569,8 +632,7 @@ fn number(family: Family) -> u8 {
     }
 }
 
-fn attribute(node: &str, handle: &str, attributes: &BTreeMap<String, String>) -> Attribute {
-    let mut secondary = attributes.clone();
+fn attribute(node: &str, handle: &str, mut secondary: BTreeMap<String, String>) -> Attribute {
     secondary.insert(ATTRIBUTE_NODE.to_owned(), node.to_owned());
     Attribute {
         handle: Some(handle.to_owned()),

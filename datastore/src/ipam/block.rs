@@ -15,8 +15,27 @@ use serde_json::{Map, Value};
 /// Attribute under which an address says which node uses it.
 pub const ATTRIBUTE_NODE: &str = "node";
 
+/// Attribute under which an address says which workload it is, whatever its handle is called this time.
+pub const ATTRIBUTE_IDENTITY: &str = "identity";
+
 /// No cooldown is longer (IPAMConfiguration's `ipCooldownSeconds` is at most this).
 const COOLDOWN_LIMIT: Duration = Duration::from_secs(1_200);
+
+/// No address is kept longer for the workload that had it.
+pub(super) const STICKY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// On what terms addresses are handed out.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The time.
+    pub now: Timestamp,
+    /// How long a freed address rests.
+    pub cooldown: Duration,
+    /// How long a freed address is kept for the workload that had it.
+    pub sticky: Duration,
+    /// What is never handed out.
+    pub reserved: &'a [IpNetwork],
+}
 
 /// A block of addresses, as stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,6 +74,9 @@ pub struct Block {
     /// Per free address the time of its release (RFC 3339), for the cooldown. Ours; whoever does not know it drops it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub released_at: BTreeMap<String, String>,
+    /// Per free address the workload that had it, if it is to have it again. Ours, as `released_at`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub released_for: BTreeMap<String, String>,
     /// What we do not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -94,6 +116,12 @@ fn null_is_empty<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(d: D)
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
+impl Terms<'_> {
+    fn reserves(&self, address: IpAddr) -> bool {
+        self.reserved.iter().any(|network| network.contains(address))
+    }
+}
+
 impl Block {
     /// An empty block of a node.
     pub fn new(cidr: IpNetwork, node: &str, now: Timestamp) -> Self {
@@ -109,6 +137,7 @@ impl Block {
             sequence_number_for_allocation: BTreeMap::new(),
             deleted: false,
             released_at: BTreeMap::new(),
+            released_for: BTreeMap::new(),
             other: Map::new(),
         }
     }
@@ -175,9 +204,23 @@ impl Block {
             .is_some_and(|at| within(at, now, limit))
     }
 
-    /// True if an address was freed less than `cooldown` ago.
-    pub fn has_resting(&self, now: Timestamp, cooldown: Duration) -> bool {
-        !cooldown.is_zero() && self.released_at.values().any(|at| within(at, now, cooldown))
+    /// True if an address rests, or is kept for the workload that had it.
+    pub fn has_resting(&self, terms: &Terms<'_>) -> bool {
+        let resting = |ordinal: usize| self.cools(ordinal, terms) || self.kept_for(ordinal, terms).is_some();
+        self.unallocated.iter().copied().any(resting)
+    }
+
+    /// Free addresses that are kept for a workload, the one longest free first.
+    pub fn kept(&self, identity: &str, terms: &Terms<'_>) -> Vec<IpAddr> {
+        let kept = (self.unallocated.iter()).filter(|o| self.kept_for(**o, terms) == Some(identity));
+        let addresses = kept.map(|ordinal| self.address(*ordinal));
+        addresses.filter(|address| !terms.reserves(*address)).collect()
+    }
+
+    /// Free addresses that are kept for some workload.
+    pub fn kept_for_any(&self, terms: &Terms<'_>) -> usize {
+        let kept = |ordinal: &&usize| self.kept_for(**ordinal, terms).is_some();
+        self.unallocated.iter().filter(kept).count()
     }
 
     /// The addresses in use, in order.
@@ -213,27 +256,23 @@ impl Block {
         self.attributes.get(index)
     }
 
-    /// Takes up to `count` addresses, the longest free first, neither those released less than `cooldown` ago nor those
-    /// that `reserved` names.
-    pub fn allocate(
-        &mut self,
-        count: usize,
-        attribute: &Attribute,
-        now: Timestamp,
-        cooldown: Duration,
-        reserved: impl Fn(IpAddr) -> bool,
-    ) -> Vec<IpAddr> {
-        let usable =
-            |ordinal: &usize| !reserved(self.address(*ordinal)) && !self.cools(*ordinal, now, cooldown);
-        let taken: Vec<usize> = self
-            .unallocated
-            .iter()
-            .copied()
-            .filter(usable)
-            .take(count)
-            .collect();
+    /// Takes up to `count` addresses: those kept for this very workload, then the longest free. Neither resting nor
+    /// reserved ones, nor any that is kept for somebody else.
+    pub fn allocate(&mut self, count: usize, attribute: &Attribute, terms: &Terms<'_>) -> Vec<IpAddr> {
+        let taken: Vec<usize> = self.usable(attribute, terms).take(count).collect();
         self.take(&taken, attribute);
         taken.into_iter().map(|ordinal| self.address(ordinal)).collect()
+    }
+
+    /// What [`Block::allocate`] would take, in this order.
+    pub(super) fn usable(&self, attribute: &Attribute, terms: &Terms<'_>) -> impl Iterator<Item = usize> {
+        let identity = attribute.secondary.get(ATTRIBUTE_IDENTITY).map(String::as_str);
+        let own = move |ordinal: usize| identity.is_some() && self.kept_for(ordinal, terms) == identity;
+        let open =
+            move |ordinal: usize| !self.cools(ordinal, terms) && self.kept_for(ordinal, terms).is_none();
+        let free = self.unallocated.iter().copied();
+        let allowed = free.filter(|ordinal| !terms.reserves(self.address(*ordinal)));
+        (allowed.clone().filter(move |o| own(*o))).chain(allowed.filter(move |o| open(*o)))
     }
 
     /// Takes one particular address. `false`: it is not free, or not of this block.
@@ -255,14 +294,27 @@ impl Block {
             return freed;
         }
         self.sequence_number += 1;
-        self.released_at.retain(|_, at| within(at, now, COOLDOWN_LIMIT));
+        let kept = &self.released_for;
+        self.released_at.retain(|ordinal, at| {
+            let limit = if kept.contains_key(ordinal) {
+                STICKY_LIMIT
+            } else {
+                COOLDOWN_LIMIT
+            };
+            within(at, now, limit)
+        });
+        let noted = &self.released_at;
+        self.released_for.retain(|ordinal, _| noted.contains_key(ordinal));
         let ordinals: Vec<usize> = freed
             .iter()
             .filter_map(|address| self.ordinal(*address))
             .collect();
         for ordinal in ordinals {
             if let Some(slot) = self.allocations.get_mut(ordinal) {
-                *slot = None;
+                let identity = slot.take().and_then(|index| self.attributes.get(index));
+                if let Some(identity) = identity.and_then(|a| a.secondary.get(ATTRIBUTE_IDENTITY)) {
+                    self.released_for.insert(ordinal.to_string(), identity.clone());
+                }
             }
             self.unallocated.push(ordinal);
             self.sequence_number_for_allocation.remove(&ordinal.to_string());
@@ -290,6 +342,7 @@ impl Block {
                 *slot = Some(index);
             }
             self.released_at.remove(&ordinal.to_string());
+            self.released_for.remove(&ordinal.to_string());
             self.sequence_number_for_allocation
                 .insert(ordinal.to_string(), self.sequence_number);
         }
@@ -308,12 +361,22 @@ impl Block {
         }
     }
 
-    fn cools(&self, ordinal: usize, now: Timestamp, cooldown: Duration) -> bool {
-        !cooldown.is_zero()
-            && self
-                .released_at
-                .get(&ordinal.to_string())
-                .is_some_and(|at| within(at, now, cooldown))
+    fn cools(&self, ordinal: usize, terms: &Terms<'_>) -> bool {
+        self.released_within(ordinal, terms.now, terms.cooldown)
+    }
+
+    /// The workload that an address is kept for.
+    fn kept_for(&self, ordinal: usize, terms: &Terms<'_>) -> Option<&str> {
+        if terms.sticky.is_zero() {
+            return None;
+        }
+        let identity = self.released_for.get(&ordinal.to_string())?;
+        (self.released_within(ordinal, terms.now, terms.sticky)).then_some(identity)
+    }
+
+    fn released_within(&self, ordinal: usize, now: Timestamp, limit: Duration) -> bool {
+        let at = || self.released_at.get(&ordinal.to_string());
+        !limit.is_zero() && at().is_some_and(|at| within(at, now, limit))
     }
 
     fn ordinal(&self, address: IpAddr) -> Option<usize> {
@@ -385,8 +448,17 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    fn terms(now: i64, cooldown: u64) -> Terms<'static> {
+        Terms {
+            now: at(now),
+            cooldown: Duration::from_secs(cooldown),
+            sticky: Duration::ZERO,
+            reserved: &[],
+        }
+    }
+
     fn take(block: &mut Block, handle: &str, count: usize) -> Vec<String> {
-        let taken = block.allocate(count, &attribute(handle), at(0), Duration::ZERO, |_| false);
+        let taken = block.allocate(count, &attribute(handle), &terms(0, 0));
         taken.iter().map(IpAddr::to_string).collect()
     }
 
@@ -470,10 +542,17 @@ mod tests {
         let mut block = Block::new("10.0.0.0/31".parse().unwrap(), "n", at(0));
         take(&mut block, "a", 2);
         free(&mut block, "a", 100);
-        let (cooldown, new) = (Duration::from_secs(60), attribute("b"));
-        assert!(block.allocate(1, &new, at(159), cooldown, |_| false).is_empty());
-        let not_the_first = |a: IpAddr| a.to_string() == "10.0.0.0";
-        let taken = block.allocate(2, &new, at(160), cooldown, not_the_first);
+        let new = attribute("b");
+        assert!(block.allocate(1, &new, &terms(159, 60)).is_empty());
+        let reserved = ["10.0.0.0/32".parse().unwrap()];
+        let taken = block.allocate(
+            2,
+            &new,
+            &Terms {
+                reserved: &reserved,
+                ..terms(160, 60)
+            },
+        );
         assert_eq!(taken, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(
             block.released_at.len(),
@@ -481,9 +560,50 @@ mod tests {
             "a time is kept for free addresses only"
         );
         assert_eq!(
-            block.allocate(1, &new, at(50), cooldown, |_| false).len(),
+            block.allocate(1, &new, &terms(50, 60)).len(),
             1,
             "a clock that was set back"
+        );
+    }
+
+    #[test]
+    fn a_workload_finds_its_address_again_and_nobody_else_gets_it_meanwhile() {
+        let mut block = Block::new("10.0.0.0/30".parse().unwrap(), "n", at(0));
+        let who = |handle: &str, identity: &str| {
+            let mut attribute = attribute(handle);
+            (attribute.secondary).insert(ATTRIBUTE_IDENTITY.to_owned(), identity.to_owned());
+            attribute
+        };
+        let sticky = |now| Terms {
+            sticky: Duration::from_secs(600),
+            ..terms(now, 60)
+        };
+        let web = block.allocate(1, &who("first", "web"), &sticky(0));
+        assert_eq!(free(&mut block, "first", 100), 1);
+        assert_eq!(block.kept("web", &sticky(101)), web);
+        assert_eq!(
+            (block.kept_for_any(&sticky(101)), block.has_resting(&sticky(101))),
+            (1, true)
+        );
+        let others = block.allocate(9, &who("other", "db"), &sticky(101));
+        assert!(others.len() == 3 && !others.contains(&web[0]), "{others:?}");
+        let stored = Block::from_json(&serde_json::to_vec(&block).unwrap()).unwrap();
+        assert_eq!(stored, block);
+        // Within the cooldown too: it is the same workload.
+        assert_eq!(block.allocate(1, &who("second", "web"), &sticky(130)), web);
+        free(&mut block, "second", 200);
+        assert!(block.allocate(1, &who("x", "y"), &sticky(799)).is_empty());
+        assert_eq!(
+            block.allocate(1, &who("x", "y"), &sticky(800)),
+            web,
+            "the time is over"
+        );
+        assert!(block.released_for.is_empty());
+        free(&mut block, "x", 900);
+        assert_eq!(
+            block.allocate(1, &attribute("z"), &terms(901, 0)),
+            web,
+            "nothing is kept where that is off"
         );
     }
 

@@ -207,6 +207,8 @@ fn examine_block(world: &World, block: &Block, invalid: &mut Vec<String>) {
 pub struct Collector {
     grace: Duration,
     seen: BTreeMap<Leak, Instant>,
+    /// Handles whose index and blocks do not agree.
+    indexes: BTreeMap<String, Instant>,
 }
 
 impl Collector {
@@ -215,6 +217,7 @@ impl Collector {
         Self {
             grace,
             seen: BTreeMap::new(),
+            indexes: BTreeMap::new(),
         }
     }
 
@@ -228,6 +231,24 @@ impl Collector {
                 due.push(leak.clone());
             }
             self.seen.insert(leak, since.unwrap_or(now));
+        }
+        due
+    }
+
+    /// The same for handles whose index does not agree with the blocks: an attach under way writes one after the other.
+    pub fn observe_indexes<'a>(
+        &mut self,
+        handles: impl IntoIterator<Item = &'a String>,
+        now: Instant,
+    ) -> Vec<String> {
+        let before = std::mem::take(&mut self.indexes);
+        let mut due = Vec::new();
+        for handle in handles {
+            let since = before.get(handle).copied();
+            if since.is_some_and(|since| now.saturating_duration_since(since) >= self.grace) {
+                due.push(handle.clone());
+            }
+            self.indexes.insert(handle.clone(), since.unwrap_or(now));
         }
         due
     }

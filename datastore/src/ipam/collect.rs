@@ -56,7 +56,8 @@ pub struct Collected {
 impl Ipam {
     /// One round of collecting by a node: releases what the collector believes to be leaked, and gives back its empty
     /// blocks. A node looks after its own addresses, and the first of those that are left after those of nodes that are
-    /// gone. Handles of others (that do not begin with `prefix`) are their concern.
+    /// gone, and after indexes of handles that do not agree with the blocks. Handles of others (that do not begin with
+    /// `prefix`) are their concern.
     ///
     /// # Errors
     /// [`Error::Client`].
@@ -77,6 +78,12 @@ impl Ipam {
             }
         }
         collected.candidates = collector.candidates() - collected.released.len();
+        // An index that leads nowhere, or not everywhere, after a death between the writes of index and block.
+        let wrong = report.empty_handles.iter().chain(&report.missing_handles);
+        let wrong = wrong.filter(|handle| is_first(node, &world.nodes) && handle.starts_with(prefix));
+        for handle in collector.observe_indexes(wrong, now) {
+            self.settle_handle(&handle).await?;
+        }
         collected.blocks = self.reclaim(node).await?;
         Ok(collected)
     }
@@ -254,13 +261,14 @@ impl Ipam {
     }
 
     /// Gives back blocks of a node that are empty, except one of each family: it has addresses at hand for the next
-    /// workload. Young ones are about to be used, and those with resting addresses would forget that these rest.
+    /// workload. Young ones are about to be used, and those with resting or kept addresses would
+    /// forget about them.
     ///
     /// # Errors
     /// [`Error::Client`].
     pub async fn reclaim(&self, node: &str) -> Result<Vec<IpNetwork>> {
-        let cooldown = self.config().await?.cooldown;
-        let now = (self.clock)();
+        let config = self.config().await?;
+        let terms = self.terms(&config, &[]);
         let mut given_back = Vec::new();
         for family in [Family::V4, Family::V6] {
             let blocks = self.all_blocks(family).await?;
@@ -270,7 +278,7 @@ impl Ipam {
                 .collect();
             let mut kept = own.iter().filter(|block| !block.is_empty()).count();
             for block in own.iter().filter(|block| block.is_empty()) {
-                if kept == 0 || block.is_young(now, YOUNG) || block.has_resting(now, cooldown) {
+                if kept == 0 || block.is_young(terms.now, YOUNG) || block.has_resting(&terms) {
                     kept += 1;
                 } else if self.release_block(node, block.cidr).await? {
                     given_back.push(block.cidr);
@@ -357,6 +365,11 @@ impl Ipam {
     }
 }
 
+/// True for the node that does what is nobody's.
+fn is_first(node: &str, nodes: &BTreeSet<String>) -> bool {
+    nodes.first().is_some_and(|first| first == node)
+}
+
 /// The leaks that are for `node` to collect.
 fn leaks_of<'a>(
     report: &'a Report,
@@ -364,7 +377,7 @@ fn leaks_of<'a>(
     nodes: &'a BTreeSet<String>,
     prefix: &'a str,
 ) -> impl Iterator<Item = &'a Leak> {
-    let first = nodes.first().is_some_and(|first| first == node);
+    let first = is_first(node, nodes);
     report.leaked.iter().filter(move |leak| {
         let whose = leak.node.as_deref();
         let mine = whose == Some(node) || first && whose.is_some_and(|whose| !nodes.contains(whose));

@@ -18,6 +18,7 @@ mod model;
 mod pools;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -32,11 +33,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::assign::{AssignIp, AssignRequest, Release};
-pub use self::block::{ATTRIBUTE_NODE, Allocation, Attribute, Block};
+pub use self::block::{ATTRIBUTE_IDENTITY, ATTRIBUTE_NODE, Allocation, Attribute, Block, Terms};
 pub use self::check::{Collector, InUse, Leak, Report};
 pub use self::claim::{BlockAffinity, ClaimState, Handle};
 pub use self::collect::{Collected, Configure};
-pub use self::pools::Config;
+pub use self::pools::{Config, STICKY_ANNOTATION};
 use self::pools::{Pool, StoredConfig, capacity, overlap};
 use crate::client::{self, Client};
 use crate::key::{self, Family, Key};
@@ -47,7 +48,7 @@ use crate::store::{self, Expect, Revision, Store};
 const ATTEMPTS: u32 = 100;
 
 /// What went wrong, grouped by what the caller can do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No pool fits the request: make or change one.
@@ -159,13 +160,15 @@ pub struct Borrowed {
     pub handle: Option<String>,
 }
 
-/// Address management on a store. One per process: local requests are served one after the other, which avoids nearly
-/// all conflicts. Several processes are no problem, only slower.
+/// Address management on a store. One per process: local requests are served in turn, those that wait all at once, which
+/// avoids nearly all conflicts. Several processes are no problem, only slower.
 pub struct Ipam {
     client: Client,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     random: Mutex<SplitMix64>,
     one_at_a_time: tokio::sync::Mutex<()>,
+    /// Requests that whoever has the turn next serves all at once.
+    waiting: together::Waiting,
 }
 
 impl fmt::Debug for Ipam {
@@ -193,6 +196,7 @@ impl Ipam {
             clock: Arc::new(clock),
             random: Mutex::new(SplitMix64::from_seed(seed)),
             one_at_a_time: tokio::sync::Mutex::new(()),
+            waiting: together::Waiting::default(),
         }
     }
 
@@ -201,15 +205,12 @@ impl Ipam {
     /// # Errors
     /// [`Error::Client`].
     pub async fn config(&self) -> Result<Config> {
-        let stored = self
-            .read::<StoredConfig>(&Key::IpamConfig)
-            .await?
-            .map(|(config, _)| config);
-        let object = self
-            .client
-            .get_as::<IpamConfigurationSpec>(None, "default")
-            .await?;
-        Ok(Config::new(stored, object.as_ref().map(|o| &o.spec)))
+        let object = async {
+            let object = self.client.get_as::<IpamConfigurationSpec>(None, "default");
+            Ok(object.await?)
+        };
+        let (stored, object) = tokio::try_join!(self.read::<StoredConfig>(&Key::IpamConfig), object)?;
+        Ok(Config::new(stored.map(|(config, _)| config), object.as_ref()))
     }
 
     /// The blocks that carry a node's name, sorted by family and address. Blocks that cannot be understood are left out.
@@ -457,6 +458,12 @@ impl Ipam {
                 .await?
                 .filter(|(block, _)| block.node() == Some(node));
             let Some((claim, claimed)) = self.read::<BlockAffinity>(&key).await? else {
+                if block.is_some() {
+                    // Without a claim it cannot be given back in order: a creation that was under way when its process
+                    // died came to pass after somebody else gave up the claim.
+                    self.claim(node, cidr).await?;
+                    continue;
+                }
                 return Ok(true);
             };
             match &block {
@@ -499,6 +506,37 @@ impl Ipam {
             }
         }
         Ok(claims)
+    }
+
+    /// True if a block is somebody else's, or cannot be understood.
+    async fn is_taken(&self, cidr: IpNetwork, node: &str) -> Result<bool> {
+        match self.read_block(cidr).await {
+            Ok(found) => Ok(found.is_some_and(|(block, _)| block.node() != Some(node))),
+            Err(Error::Client(client::Error::Damaged { .. })) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The blocks of a family for which [`Ipam::is_taken`] holds.
+    async fn taken_blocks(&self, family: Family, node: &str) -> Result<BTreeSet<IpNetwork>> {
+        let listing = self.client.store().list(&key::blocks(family)).await?;
+        let taken = listing.entries.iter().filter_map(|entry| {
+            let Some(Key::Block(cidr)) = Key::parse(&entry.key) else {
+                return None;
+            };
+            let mine = Block::from_json(&entry.value).is_ok_and(|block| block.node() == Some(node));
+            (!mine).then_some(cidr)
+        });
+        Ok(taken.collect())
+    }
+
+    fn terms<'a>(&self, config: &Config, reserved: &'a [IpNetwork]) -> Terms<'a> {
+        Terms {
+            now: (self.clock)(),
+            cooldown: config.cooldown,
+            sticky: config.sticky,
+            reserved,
+        }
     }
 
     /// All blocks of a family that can be understood.

@@ -8,7 +8,7 @@ use policy::resource::{AllowedUse, AssignmentMode, IpPoolSpec, IpamConfiguration
 use policy::selector::Selector;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::block::{host_bits, nth, number};
+use super::block::{STICKY_LIMIT, host_bits, nth, number};
 use crate::key::Family;
 use crate::random::{SplitMix64, fnv1a};
 
@@ -28,7 +28,14 @@ pub struct Config {
     /// How long a freed address rests.
     #[serde(rename = "ipCooldownSeconds", serialize_with = "as_seconds")]
     pub cooldown: Duration,
+    /// How long a freed address is kept for the workload that had it.
+    #[serde(rename = "stickySeconds", serialize_with = "as_seconds")]
+    pub sticky: Duration,
 }
+
+/// Annotation of the IPAMConfiguration `default`: seconds for which a freed address is kept for the workload that had
+/// it. Calico has no field for that, and its tools leave annotations alone.
+pub const STICKY_ANNOTATION: &str = "margay/sticky-seconds";
 
 fn as_seconds<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_u64(duration.as_secs())
@@ -41,6 +48,7 @@ impl Default for Config {
             auto_allocate_blocks: true,
             max_blocks_per_host: DEFAULT_BLOCK_LIMIT,
             cooldown: Duration::ZERO,
+            sticky: Duration::ZERO,
         }
     }
 }
@@ -58,7 +66,7 @@ pub(super) struct StoredConfig {
 
 impl Config {
     /// The object of the API overrides what `calicoctl` stored, field by field.
-    pub(super) fn new(stored: Option<StoredConfig>, object: Option<&IpamConfigurationSpec>) -> Self {
+    pub(super) fn new(stored: Option<StoredConfig>, object: Option<&Object<IpamConfigurationSpec>>) -> Self {
         let mut config = Self::default();
         let limit = |n: i64| {
             usize::try_from(n)
@@ -71,7 +79,12 @@ impl Config {
             config.auto_allocate_blocks = stored.auto_allocate_blocks;
             config.max_blocks_per_host = limit(stored.max_blocks_per_host);
         }
-        if let Some(object) = object {
+        if let Some(Object {
+            metadata,
+            spec: object,
+            ..
+        }) = object
+        {
             config.strict_affinity = object.strict_affinity.unwrap_or(config.strict_affinity);
             config.auto_allocate_blocks = object.auto_allocate_blocks.unwrap_or(config.auto_allocate_blocks);
             if let Some(n) = object.max_blocks_per_host {
@@ -79,6 +92,9 @@ impl Config {
             }
             let seconds = u64::try_from(object.ip_cooldown_seconds.unwrap_or(0)).unwrap_or(0);
             config.cooldown = Duration::from_secs(seconds);
+            let sticky = metadata.annotations.get(STICKY_ANNOTATION);
+            let sticky = sticky.and_then(|text| text.parse().ok()).unwrap_or(0);
+            config.sticky = Duration::from_secs(sticky).min(STICKY_LIMIT);
         }
         config
     }
@@ -349,10 +365,13 @@ mod tests {
     #[test]
     fn the_object_overrides_what_calicoctl_stored() {
         let stored = || serde_json::from_str(r#"{"strict_affinity":true,"maxBlocksPerHost":3}"#).unwrap();
-        let object = IpamConfigurationSpec {
-            strict_affinity: Some(false),
-            ..IpamConfigurationSpec::default()
-        };
+        let mut object = Object::new(
+            ObjectMeta::named("default"),
+            IpamConfigurationSpec {
+                strict_affinity: Some(false),
+                ..IpamConfigurationSpec::default()
+            },
+        );
         let config = Config::new(Some(stored()), None);
         assert_eq!(
             (
@@ -364,5 +383,10 @@ mod tests {
         );
         assert!(!Config::new(Some(stored()), Some(&object)).strict_affinity);
         assert_eq!(Config::new(None, None), Config::default());
+        for (text, seconds) in [("600", 600), ("99999999", 604_800), ("soon", 0), ("-1", 0)] {
+            (object.metadata.annotations).insert(STICKY_ANNOTATION.to_owned(), text.to_owned());
+            let config = Config::new(None, Some(&object));
+            assert_eq!(config.sticky, Duration::from_secs(seconds), "{text}");
+        }
     }
 }

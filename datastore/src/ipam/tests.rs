@@ -394,6 +394,33 @@ async fn a_block_is_given_back_only_when_nothing_is_in_it() {
     assert_eq!(world.ipam.blocks("n2").await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn a_block_that_came_to_be_after_its_claim_went_is_given_back() {
+    let world = World::new(&[("v4", "10.0.0.0/25")]).await;
+    world.assign("n1", "a").await.unwrap();
+    let own = world.ipam.affine_blocks_confirmed("n1").await.unwrap()[0];
+    let other: IpNetwork = if own.to_string() == "10.0.0.0/26" {
+        "10.0.0.64/26"
+    } else {
+        "10.0.0.0/26"
+    }
+    .parse()
+    .unwrap();
+    let late = Block::new(other, "n1", Timestamp::from_second(0).unwrap());
+    let value = serde_json::to_vec(&late).unwrap();
+    world
+        .store
+        .put(&Key::Block(other).to_string(), value, Expect::Absent)
+        .await
+        .unwrap();
+    assert_eq!(world.ipam.reclaim("n1").await.unwrap(), [other]);
+    assert_eq!(
+        world.store.get(&Key::Block(other).to_string()).await.unwrap(),
+        None
+    );
+    assert_eq!(world.ipam.affine_blocks_confirmed("n1").await.unwrap(), [own]);
+}
+
 /// Stops every write after the n-th, as kill -9 does, for every n; then somebody goes on.
 #[tokio::test]
 async fn a_crash_after_any_write_is_repaired_by_going_on() {

@@ -1,4 +1,5 @@
-//! etcd servers of one case, as processes: started, frozen, killed, restored.
+//! etcd servers of one case, as processes: started, frozen, killed, cut off, restored.
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ const DIR: &str = "/mnt";
 /// How long something may take that takes a second or two on a machine with nothing else to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A cluster on this namespace's loopback.
+/// A cluster on this namespace's loopback, or in namespaces of its members' own.
 pub(crate) struct Servers {
     members: Vec<Member>,
     scheme: &'static str,
@@ -25,10 +26,11 @@ struct Member {
     child: Option<Child>,
     arguments: Vec<String>,
     name: String,
-}
-
-fn client_port(index: usize) -> usize {
-    2379 + 10 * index
+    /// Where it listens to clients, and to the other members.
+    client: (String, u16),
+    peer: (String, u16),
+    /// Keeps its network namespace, if it has its own.
+    place: Option<Child>,
 }
 
 impl Servers {
@@ -39,7 +41,8 @@ impl Servers {
 
     /// A new cluster whose members get these arguments as well.
     pub(crate) async fn start_with(count: usize, scheme: &'static str, more: &[&str]) -> Self {
-        let mut servers = Self::spawn(count, scheme, more);
+        let places = (0..count).map(|index| ("127.0.0.1".to_owned(), 2379 + 10 * index as u16, None));
+        let mut servers = Self::spawn(places.collect(), scheme, more);
         if scheme == "http" {
             servers.wait_until_ready(&servers.address("")).await;
         } else {
@@ -52,18 +55,51 @@ impl Servers {
         servers
     }
 
-    fn spawn(count: usize, scheme: &'static str, more: &[&str]) -> Self {
-        let peer = |index: usize| format!("http://127.0.0.1:{}", client_port(index) + 1);
-        let all: Vec<String> = (0..count).map(|i| format!("m{i}={}", peer(i))).collect();
-        let members = (0..count).map(|index| {
-            let client = format!("{scheme}://127.0.0.1:{}", client_port(index));
+    /// A new cluster, ready for use, each of whose members has a network namespace of its own on a common bridge.
+    pub(crate) async fn start_apart(count: usize) -> Self {
+        shell("ip link add br0 type bridge && ip addr add 10.99.0.254/24 dev br0 && ip link set br0 up");
+        let places = (0..count).map(|index| {
+            let place = Command::new("unshare")
+                .args(["--net", "sleep", "100000"])
+                .stdin(Stdio::null())
+                .spawn()
+                .expect("unshare");
+            let pid = place.id();
+            let own = std::fs::read_link("/proc/self/ns/net").expect("own namespace");
+            let deadline = Instant::now() + PATIENCE;
+            while std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|other| other == own) {
+                assert!(Instant::now() < deadline, "no network namespace");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let address = format!("10.99.0.{}", index + 1);
+            shell(&format!(
+                "ip link add m{index} type veth peer name eth0 netns {pid} && ip link set m{index} master br0 up && \
+                 nsenter --net=/proc/{pid}/ns/net sh -c \
+                 'ip link set lo up && ip addr add {address}/24 dev eth0 && ip link set eth0 up'"
+            ));
+            (address, 2379, Some(place))
+        });
+        let servers = Self::spawn(places.collect(), "http", &[]);
+        servers
+            .wait_until_ready(&servers.address("plaintext=allow"))
+            .await;
+        servers
+    }
+
+    fn spawn(places: Vec<(String, u16, Option<Child>)>, scheme: &'static str, more: &[&str]) -> Self {
+        let peer = |place: &(String, u16, Option<Child>)| format!("http://{}:{}", place.0, place.1 + 1);
+        let all: Vec<String> = (places.iter().enumerate())
+            .map(|(i, place)| format!("m{i}={}", peer(place)))
+            .collect();
+        let members = places.into_iter().enumerate().map(|(index, place)| {
+            let client = format!("{scheme}://{}:{}", place.0, place.1);
             let mut arguments: Vec<String> = [
                 ("--name", format!("m{index}")),
                 ("--data-dir", format!("{DIR}/m{index}")),
                 ("--listen-client-urls", client.clone()),
                 ("--advertise-client-urls", client),
-                ("--listen-peer-urls", peer(index)),
-                ("--initial-advertise-peer-urls", peer(index)),
+                ("--listen-peer-urls", peer(&place)),
+                ("--initial-advertise-peer-urls", peer(&place)),
                 ("--initial-cluster", all.join(",")),
                 ("--logger", "zap".to_owned()),
                 ("--log-level", "warn".to_owned()),
@@ -76,6 +112,9 @@ impl Servers {
                 child: None,
                 arguments,
                 name: format!("m{index}"),
+                client: (place.0.clone(), place.1),
+                peer: (place.0, place.1 + 1),
+                place: place.2,
             };
             member.start();
             member
@@ -86,6 +125,25 @@ impl Servers {
         }
     }
 
+    /// Cuts a member off from the others; clients still reach it. It must have a namespace of its own.
+    pub(crate) fn cut(&self, index: usize) {
+        let others: Vec<&str> = (self.members.iter().enumerate())
+            .filter(|(other, _)| *other != index)
+            .map(|(_, member)| member.peer.0.as_str())
+            .collect();
+        let others = others.join(", ");
+        self.members[index].run(&format!(
+            "nft 'table ip cut {{ \
+             chain in {{ type filter hook input priority 0; ip saddr {{ {others} }} drop; }}; \
+             chain out {{ type filter hook output priority 0; ip daddr {{ {others} }} drop; }}; }}'"
+        ));
+    }
+
+    /// Undoes [`Servers::cut`].
+    pub(crate) fn mend(&self, index: usize) {
+        self.members[index].run("nft delete table ip cut");
+    }
+
     /// The address of all members; `query` as in a datastore address.
     pub(crate) fn address(&self, query: &str) -> String {
         self.address_of(0..self.members.len(), query)
@@ -94,7 +152,10 @@ impl Servers {
     /// The address of some members.
     pub(crate) fn address_of(&self, members: impl IntoIterator<Item = usize>, query: &str) -> String {
         let members: Vec<String> = (members.into_iter())
-            .map(|index| format!("{}://127.0.0.1:{}", self.scheme, client_port(index)))
+            .map(|index| {
+                let (host, port) = &self.members[index].client;
+                format!("{}://{host}:{port}", self.scheme)
+            })
             .collect();
         format!("{}/?{query}", members.join(","))
     }
@@ -141,7 +202,8 @@ impl Servers {
         let deadline = Instant::now() + PATIENCE;
         loop {
             for index in 0..self.members.len() {
-                let endpoint = format!("127.0.0.1:{}", client_port(index));
+                let (host, port) = &self.members[index].client;
+                let endpoint = format!("{host}:{port}");
                 let asked = async {
                     let mut client = etcd_client::Client::connect([endpoint], None).await?;
                     client.status().await
@@ -169,7 +231,15 @@ impl Member {
             .append(true)
             .open(format!("{DIR}/{}.log", self.name))
             .expect("log");
-        let child = Command::new("etcd")
+        let mut command = match &self.place {
+            None => Command::new("etcd"),
+            Some(place) => {
+                let mut command = Command::new("nsenter");
+                command.args([&format!("--net=/proc/{}/ns/net", place.id()), "etcd"]);
+                command
+            }
+        };
+        let child = command
             .args(&self.arguments)
             // etcd reads every option from its environment as well.
             .env_clear()
@@ -179,6 +249,16 @@ impl Member {
             .stderr(log)
             .spawn();
         self.child = Some(child.expect("etcd"));
+    }
+
+    /// A command in the member's namespace.
+    fn run(&self, script: &str) {
+        let place = self.place.as_ref().expect("a namespace of its own");
+        let script = script.replace('\'', "'\\''");
+        shell(&format!(
+            "nsenter --net=/proc/{}/ns/net sh -c '{script}'",
+            place.id()
+        ));
     }
 
     fn kill(&mut self) {
@@ -199,11 +279,19 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
+        for mut child in self.child.take().into_iter().chain(self.place.take()) {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
+}
+
+fn shell(script: &str) {
+    let status = Command::new("sh")
+        .args(["-ec", script])
+        .stdin(Stdio::null())
+        .status();
+    assert!(status.expect("sh").success(), "{script}");
 }
 
 fn data(index: usize) -> PathBuf {
