@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use policy::resource::{
-    ClusterInformationSpec, IpPoolSpec, Kind, Object, ObjectMeta, Resource, Spec, Stored,
+    ClusterInformationSpec, IpPoolSpec, Kind, Object, ObjectMeta, Resource, STORED_METADATA_ANNOTATION, Spec,
+    Stored, has_prefixed_form,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::key::{self, Key};
 use crate::store::{self, Entry, Expect, Revision, Store};
@@ -98,6 +99,55 @@ pub enum Outcome {
     Unchanged,
 }
 
+/// The annotation of the ClusterInformation that says how new policies are stored.
+pub const POLICY_NAMES_ANNOTATION: &str = "margay/policy-names";
+
+/// How policies are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyNames {
+    /// Under their names, as Calico does from 3.32 on.
+    Plain,
+    /// With their tier in front, `default` where there is none, as Calico does before 3.32.
+    Prefixed,
+}
+
+impl PolicyNames {
+    /// What a release of Calico does, `v3.31.0` and the like; plain where it cannot be told.
+    fn of_release(release: Option<&str>) -> Self {
+        let numbers = release.and_then(|text| {
+            let mut parts = text.trim_start_matches('v').splitn(3, '.');
+            let major: u32 = parts.next()?.parse().ok()?;
+            let minor: u32 = parts.next()?.parse().ok()?;
+            Some((major, minor))
+        });
+        match numbers {
+            Some(release) if release < (3, 32) => Self::Prefixed,
+            _ => Self::Plain,
+        }
+    }
+}
+
+impl std::fmt::Display for PolicyNames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::Prefixed => "prefixed",
+        })
+    }
+}
+
+impl std::str::FromStr for PolicyNames {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "plain" => Ok(Self::Plain),
+            "prefixed" => Ok(Self::Prefixed),
+            _ => Err(format!("{text:?} is neither plain nor prefixed")),
+        }
+    }
+}
+
 /// Typed access to a store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -120,8 +170,9 @@ impl Client {
     /// # Errors
     /// [`Error::Damaged`], [`Error::Invalid`] for a namespace that is missing or superfluous, [`Error::Store`].
     pub async fn get(&self, kind: Kind, namespace: Option<&str>, name: &str) -> Result<Option<Record>> {
-        let key = key_of(kind, namespace, name)?.to_string();
-        self.store.get(&key).await?.as_ref().map(record).transpose()
+        let key = key_of(kind, namespace, name)?;
+        let (_, entry) = self.locate(&key).await?;
+        entry.as_ref().map(record).transpose()
     }
 
     /// One object of a kind known at compile time, or `None`.
@@ -182,8 +233,11 @@ impl Client {
     /// [`Error::AlreadyExists`], [`Error::Invalid`], [`Error::Store`].
     pub async fn create(&self, resource: impl Into<Resource>) -> Result<Record> {
         let resource = resource.into();
-        let key = key_of_resource(&resource)?;
-        let new = newborn(resource);
+        let plain = key_of_resource(&resource)?;
+        if plain.prefixed().is_some() && self.locate(&plain).await?.1.is_some() {
+            return Err(already_exists(&resource));
+        }
+        let (key, new) = self.newborn(&plain, resource).await?;
         let value = encode(&new.to_json());
         for _ in 0..ATTEMPTS {
             match self.store.put(&key, value.clone(), Expect::Absent).await {
@@ -234,7 +288,7 @@ impl Client {
         let wanted = wanted_version(&resource)?;
         self.write(&key, &resource, |old| match old {
             None if wanted.is_some() => Err(not_found(&resource)),
-            None => Ok(Some(newborn(resource.clone()))),
+            None => Ok(None),
             Some((revision, _)) if wanted.is_some_and(|wanted| wanted != revision) => {
                 Err(changed(&resource, revision))
             }
@@ -251,7 +305,7 @@ impl Client {
         let resource = resource.into();
         let key = key_of_resource(&resource)?;
         let wanted = wanted_version(&resource)?;
-        let entry = self.store.get(&key).await?;
+        let (_, entry) = self.locate(&key).await?;
         match entry.as_ref() {
             None if wanted.is_some() => Err(not_found(&resource)),
             None => Ok((None, newborn(resource))),
@@ -277,13 +331,14 @@ impl Client {
         name: &str,
         mut change: impl FnMut(&mut Resource) -> Result<()> + Send,
     ) -> Result<Record> {
-        let key = key_of(kind, namespace, name)?.to_string();
+        let wanted = key_of(kind, namespace, name)?;
         let missing = || Error::NotFound {
             kind,
             name: display_name(namespace, name),
         };
         for _ in 0..ATTEMPTS {
-            let entry = self.store.get(&key).await?.ok_or_else(missing)?;
+            let (key, entry) = self.locate(&wanted).await?;
+            let entry = entry.ok_or_else(missing)?;
             let old = record(&entry)?;
             let mut changed = old.typed.clone();
             change(&mut changed)?;
@@ -292,7 +347,7 @@ impl Client {
                 return Ok(record);
             }
         }
-        Err(gave_up(&key))
+        Err(gave_up(&wanted.to_string()))
     }
 
     /// The ClusterInformation `default`, made where there is none: tools of Calico ask it whether the store may be used.
@@ -373,7 +428,7 @@ impl Client {
         name: &str,
         expected: Option<Revision>,
     ) -> Result<Option<Record>> {
-        let key = key_of(kind, namespace, name)?.to_string();
+        let (key, _) = self.locate(&key_of(kind, namespace, name)?).await?;
         let display = || display_name(namespace, name);
         let mut in_doubt: Option<Entry> = None;
         for _ in 0..ATTEMPTS {
@@ -408,27 +463,116 @@ impl Client {
         Err(gave_up(&key))
     }
 
-    /// Computes the next state from the current one and writes it, until it is written or `next` refuses.
+    /// Computes the next state from the current one and writes it, until it is written or `next` refuses. Where `next`
+    /// has nothing to go by, the object is made.
     async fn write(
         &self,
-        key: &str,
+        wanted: &Key,
         resource: &Resource,
         mut next: impl FnMut(Option<(Revision, Record)>) -> Result<Option<Record>> + Send,
     ) -> Result<(Outcome, Record)> {
         for _ in 0..ATTEMPTS {
-            let entry = self.store.get(key).await?;
+            let (key, entry) = self.locate(wanted).await?;
             let old = entry
                 .as_ref()
                 .map(|e| record(e).map(|r| (e.mod_revision, r)))
                 .transpose()?;
-            let Some(new) = next(old)? else {
-                return Err(not_found(resource));
+            let (key, new) = match next(old)? {
+                None => self.newborn(wanted, resource.clone()).await?,
+                Some(new) => (key, new),
             };
-            if let Some(written) = self.write_once(key, entry.as_ref(), new).await? {
+            if let Some(written) = self.write_once(&key, entry.as_ref(), new).await? {
                 return Ok(written);
             }
         }
-        Err(gave_up(key))
+        Err(gave_up(&wanted.to_string()))
+    }
+
+    /// The key under which an object is stored, with what is there. A policy may be stored under its name or, by
+    /// Calico before 3.32, with its tier in front; where there is neither, the key is the one that is meant.
+    async fn locate(&self, wanted: &Key) -> Result<(String, Option<Entry>)> {
+        let key = wanted.to_string();
+        if let Some(entry) = self.store.get(&key).await? {
+            return Ok((key, Some(entry)));
+        }
+        if let Some(prefixed) = wanted.prefixed().map(|prefixed| prefixed.to_string())
+            && let Some(entry) = self.store.get(&prefixed).await?
+        {
+            // An object that is really called so is another one.
+            let is_it = record(&entry).is_ok_and(|found| Key::of(&found.typed).as_ref() == Some(wanted));
+            if is_it {
+                return Ok((prefixed, Some(entry)));
+            }
+        }
+        Ok((key, None))
+    }
+
+    /// A new object's key and first state, in the form that this store has its policies in.
+    async fn newborn(&self, key: &Key, resource: Resource) -> Result<(String, Record)> {
+        let new = newborn(resource);
+        match key.prefixed() {
+            Some(prefixed) if self.policy_names().await? == PolicyNames::Prefixed => {
+                Ok((prefixed.to_string(), with_prefixed_name(&new, &prefixed)?))
+            }
+            _ => Ok((key.to_string(), new)),
+        }
+    }
+
+    /// The form in which new policies are stored: what the ClusterInformation says in an annotation of ours, else what
+    /// the release of Calico that it names does, else plain.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn policy_names(&self) -> Result<PolicyNames> {
+        let information = self.get_as::<ClusterInformationSpec>(None, "default").await?;
+        Ok(information.map_or(PolicyNames::Plain, |information| {
+            let annotated = information.metadata.annotations.get(POLICY_NAMES_ANNOTATION);
+            let said = annotated.and_then(|text| text.parse().ok());
+            said.unwrap_or_else(|| PolicyNames::of_release(information.spec.calico_version.as_deref()))
+        }))
+    }
+
+    /// Stores all policies in this form from now on, those that are there too. Each is written anew before its old key
+    /// goes, so that none is missing at any time; what stopped half-way is finished by another call. Returns how many
+    /// were moved.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where one was changed meanwhile, [`Error::Store`].
+    pub async fn set_policy_names(&self, form: PolicyNames) -> Result<usize> {
+        self.cluster_information().await?;
+        self.modify(Kind::ClusterInformation, None, "default", |resource| {
+            let annotations = &mut resource.metadata_mut().annotations;
+            annotations.insert(POLICY_NAMES_ANNOTATION.to_owned(), form.to_string());
+            Ok(())
+        })
+        .await?;
+        let mut moved = 0;
+        for kind in Kind::all().iter().filter(|kind| has_prefixed_form(**kind)) {
+            for entry in self.store.list(&key::resources(*kind, None)).await?.entries {
+                let Ok(old) = record(&entry) else { continue };
+                let Some(plain) = Key::of(&old.typed) else {
+                    continue;
+                };
+                let Some(prefixed) = plain.prefixed() else {
+                    continue;
+                };
+                let (key, new) = match form {
+                    PolicyNames::Plain => (plain.to_string(), reread(shown(&old))?),
+                    PolicyNames::Prefixed => (prefixed.to_string(), with_prefixed_name(&old, &prefixed)?),
+                };
+                if *entry.key == *key {
+                    continue;
+                }
+                let there = self.store.get(&key).await?;
+                let written = self.write_once(&key, there.as_ref(), new).await?;
+                if written.is_none() {
+                    return Err(changed(&old.typed, entry.mod_revision));
+                }
+                self.store.delete(&entry.key, entry.mod_revision).await?;
+                moved += 1;
+            }
+        }
+        Ok(moved)
     }
 
     /// `None`: somebody else was quicker, or it is not known to have been written; read again.
@@ -501,6 +645,45 @@ fn at(record: Record, revision: Revision) -> Record {
     Record::from_json(json).unwrap_or(record)
 }
 
+/// The record under the name with its tier in front, and with its own name in the annotation.
+fn with_prefixed_name(record: &Record, prefixed: &Key) -> Result<Record> {
+    let given = json!({ "name": record.typed.metadata().name }).to_string();
+    let mut json = record.to_json();
+    if let Key::Resource { name, .. } = prefixed
+        && let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut)
+    {
+        metadata.insert("name".to_owned(), name.as_str().into());
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.insert(STORED_METADATA_ANNOTATION.to_owned(), given.into());
+        }
+    }
+    reread(json)
+}
+
+/// The object as people know it: a policy under the name it was given, without the note of how it is stored.
+pub fn shown(record: &Record) -> Value {
+    let mut json = record.to_json();
+    if has_prefixed_form(record.typed.kind())
+        && let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut)
+    {
+        metadata.insert("name".to_owned(), record.typed.metadata().name.as_str().into());
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.shift_remove(STORED_METADATA_ANNOTATION);
+            if annotations.is_empty() {
+                metadata.shift_remove("annotations");
+            }
+        }
+    }
+    json
+}
+
+fn reread(json: Value) -> Result<Record> {
+    Record::from_json(json).map_err(|e| Error::Invalid {
+        reason: e.to_string(),
+    })
+}
+
 /// A new object's first state.
 fn newborn(mut resource: Resource) -> Record {
     let metadata = resource.metadata_mut();
@@ -542,7 +725,13 @@ fn succeed(old: Record, wanted: &Resource) -> Result<Record> {
         resource_version,
         ..
     } = before.metadata().clone();
+    let stored_name = before.metadata().annotations.get(STORED_METADATA_ANNOTATION);
     let metadata = new.typed.metadata_mut();
+    // Not the writer's to say: it is about how the object is stored.
+    metadata.annotations.remove(STORED_METADATA_ANNOTATION);
+    metadata
+        .annotations
+        .extend(stored_name.map(|text| (STORED_METADATA_ANNOTATION.to_owned(), text.clone())));
     metadata.uid = uid;
     metadata.creation_timestamp = creation_timestamp;
     metadata.resource_version = resource_version;
@@ -556,9 +745,7 @@ fn succeed(old: Record, wanted: &Resource) -> Result<Record> {
     if let (Some(status), Some(object)) = (status, json.as_object_mut()) {
         object.entry("status").or_insert(status);
     }
-    Record::from_json(json).map_err(|e| Error::Invalid {
-        reason: e.to_string(),
-    })
+    reread(json)
 }
 
 fn wanted_version(resource: &Resource) -> Result<Option<Revision>> {
@@ -585,9 +772,9 @@ fn key_of(kind: Kind, namespace: Option<&str>, name: &str) -> Result<Key> {
     })
 }
 
-fn key_of_resource(resource: &Resource) -> Result<String> {
+fn key_of_resource(resource: &Resource) -> Result<Key> {
     let metadata = resource.metadata();
-    Ok(key_of(resource.kind(), metadata.namespace.as_deref(), &metadata.name)?.to_string())
+    key_of(resource.kind(), metadata.namespace.as_deref(), &metadata.name)
 }
 
 fn display_name(namespace: Option<&str>, name: &str) -> String {

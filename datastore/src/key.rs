@@ -14,7 +14,7 @@
 use std::fmt;
 
 use ipnetwork::IpNetwork;
-use policy::resource::{Kind, Resource};
+use policy::resource::{Kind, Resource, has_prefixed_form, prefixed_policy_name};
 
 /// Below here lies everything.
 pub const ROOT: &str = "/calico/";
@@ -91,6 +91,25 @@ impl Key {
     pub fn of(resource: &Resource) -> Option<Self> {
         let metadata = resource.metadata();
         Self::resource(resource.kind(), metadata.namespace.as_deref(), &metadata.name)
+    }
+
+    /// The key under which Calico before 3.32 stores the same policy; `None` for other objects, and where it is the
+    /// same.
+    pub fn prefixed(&self) -> Option<Self> {
+        let Self::Resource {
+            kind,
+            namespace,
+            name,
+        } = self
+        else {
+            return None;
+        };
+        let prefixed = prefixed_policy_name(name);
+        (has_prefixed_form(*kind) && prefixed != *name).then(|| Self::Resource {
+            kind: *kind,
+            namespace: namespace.clone(),
+            name: prefixed,
+        })
     }
 
     /// Understands a key; `None` for what is not ours to understand.

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use policy::resource::{GlobalNetworkSetSpec, ProfileSpec};
+use policy::resource::{GlobalNetworkPolicySpec, GlobalNetworkSetSpec, ProfileSpec};
 
 use super::*;
 use crate::backend::memory::{Fault, Memory};
@@ -255,4 +255,103 @@ async fn faults_do_not_show() {
         client.delete(kind, None, "a", None).await.unwrap();
         assert_eq!(client.get(kind, None, "a").await.unwrap(), None, "{fault:?}");
     }
+}
+
+/// A policy as calicoctl 3.31 writes it to etcd.
+const PREFIXED: &str = r#"{"kind":"GlobalNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"default.web","uid":"f0311d7c-c4ab-449b-964a-6c7a1b7bfc44","creationTimestamp":"2026-11-21T17:41:38Z","annotations":{"projectcalico.org/metadata":"{\"name\":\"web\"}"}},"spec":{"egress":[{"action":"Allow","source":{},"destination":{}}],"selector":"all()","types":["Egress"],"future":1}}"#;
+
+fn policy(name: &str) -> Object<GlobalNetworkPolicySpec> {
+    Object::new(ObjectMeta::named(name), GlobalNetworkPolicySpec::default())
+}
+
+async fn policy_keys(memory: &Memory) -> Vec<String> {
+    let prefix = key::resources(Kind::GlobalNetworkPolicy, None);
+    let listing = memory.list(&prefix).await.unwrap();
+    let names = listing
+        .entries
+        .iter()
+        .map(|entry| entry.key[prefix.len()..].to_owned());
+    names.collect()
+}
+
+#[tokio::test]
+async fn a_policy_that_is_stored_under_its_tier_is_one_of_its_own_name() {
+    let (memory, client) = client();
+    let kind = Kind::GlobalNetworkPolicy;
+    let key = Key::resource(kind, None, "default.web").unwrap().to_string();
+    memory.put(&key, PREFIXED.into(), Expect::Absent).await.unwrap();
+
+    let found = client.get(kind, None, "web").await.unwrap().unwrap();
+    assert_eq!(found.typed.metadata().name, "web");
+    let listed = client.list(kind, None).await.unwrap().items;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].typed.metadata().name, "web");
+    let clash = client.create(policy("web")).await;
+    assert!(matches!(clash, Err(Error::AlreadyExists { .. })), "{clash:?}");
+
+    // Written where it is, and what Calico needs stays.
+    let mut wanted = policy("web");
+    wanted.metadata.annotations.insert("a".into(), "b".into());
+    wanted.spec.selector = Some("role == 'x'".into());
+    assert_eq!(client.apply(wanted).await.unwrap().0, Outcome::Updated);
+    assert_eq!(policy_keys(&memory).await, ["default.web"]);
+    let stored: Value = serde_json::from_slice(&memory.get(&key).await.unwrap().unwrap().value).unwrap();
+    assert_eq!(stored["metadata"]["name"], "default.web");
+    assert_eq!(
+        stored["metadata"]["annotations"],
+        serde_json::json!({"projectcalico.org/metadata": r#"{"name":"web"}"#, "a": "b"})
+    );
+    assert_eq!(stored["spec"]["selector"], "role == 'x'");
+    assert_eq!(stored["spec"]["future"], 1);
+
+    // There and back.
+    assert_eq!(client.set_policy_names(PolicyNames::Plain).await.unwrap(), 1);
+    assert_eq!(policy_keys(&memory).await, ["web"]);
+    let plain = client.get(kind, None, "web").await.unwrap().unwrap();
+    assert_eq!(plain.typed.metadata().uid, found.typed.metadata().uid);
+    assert_eq!(
+        plain.typed.metadata().annotations,
+        [("a".to_owned(), "b".to_owned())].into()
+    );
+    assert_eq!(client.set_policy_names(PolicyNames::Prefixed).await.unwrap(), 1);
+    assert_eq!(client.set_policy_names(PolicyNames::Prefixed).await.unwrap(), 0);
+    assert_eq!(policy_keys(&memory).await, ["default.web"]);
+    client.delete(kind, None, "web", None).await.unwrap();
+    assert!(policy_keys(&memory).await.is_empty());
+    assert_eq!(client.get(kind, None, "web").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn new_policies_are_stored_as_the_release_of_calico_does_that_uses_the_store() {
+    for (release, wanted) in [
+        (None, ["security.x", "web"]),
+        (Some("v3.32.0"), ["security.x", "web"]),
+        (Some("v3.31.2"), ["default.web", "security.x"]),
+        (Some("master"), ["security.x", "web"]),
+    ] {
+        let (memory, client) = client();
+        let spec = ClusterInformationSpec {
+            calico_version: release.map(str::to_owned),
+            ..ClusterInformationSpec::default()
+        };
+        client
+            .create(Object::new(ObjectMeta::named("default"), spec))
+            .await
+            .unwrap();
+        for name in ["web", "security.x"] {
+            let record = client.create(policy(name)).await.unwrap();
+            assert_eq!(record.typed.metadata().name, name);
+        }
+        assert_eq!(policy_keys(&memory).await, wanted, "{release:?}");
+        assert_eq!(client.apply(policy("web")).await.unwrap().0, Outcome::Unchanged);
+    }
+    // What is called so is not what is stored so.
+    let (memory, client) = client();
+    client.create(policy("default.web")).await.unwrap();
+    assert_eq!(
+        client.get(Kind::GlobalNetworkPolicy, None, "web").await.unwrap(),
+        None
+    );
+    client.create(policy("web")).await.unwrap();
+    assert_eq!(policy_keys(&memory).await, ["default.web", "web"]);
 }

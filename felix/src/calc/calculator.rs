@@ -66,14 +66,25 @@ impl Calculator {
 
     /// Takes an object in.
     pub fn put(&mut self, key: &str, value: &Value, revision: u64) -> Change {
+        self.distrust(key);
         let exchanged = self.world.exchange(key, value, revision);
         self.note(key, exchanged)
     }
 
     /// Forgets an object.
     pub fn delete(&mut self, key: &str) -> Change {
+        self.distrust(key);
         let exchanged = self.world.take(key);
         self.note(key, exchanged)
+    }
+
+    /// The object under a key that says another name may have hidden one, or have been hidden: when it changes or
+    /// goes, only building anew can tell what is there.
+    fn distrust(&mut self, key: &str) {
+        if self.world.misfiled.contains(key) {
+            self.state = None;
+            self.changed.clear();
+        }
     }
 
     /// What the last calculation was made from.

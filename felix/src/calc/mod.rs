@@ -28,7 +28,9 @@ use datastore::key::Key;
 use ipnetwork::IpNetwork;
 use policy::compile::Program;
 use policy::model::EndpointId;
-use policy::resource::{FelixConfigurationSpec, Kind, Resource};
+use policy::resource::{
+    FelixConfigurationSpec, Kind, ObjectMeta, Resource, has_prefixed_form, prefixed_policy_name,
+};
 use serde_json::Value;
 
 use crate::config::AgentConfig;
@@ -182,12 +184,18 @@ impl World {
                         let metadata = resource.metadata();
                         let default = Some("default".to_owned());
                         resource.kind() == kind
-                            && metadata.name == name
+                            && (metadata.name == name || self.is_prefixed_alone(key, kind, metadata, &name))
                             && (metadata.namespace == namespace
                                 || (metadata.namespace.is_none() && namespace == default))
                     }
                     Stored::Broken(_) => true,
                 };
+                if has_prefixed_form(kind) {
+                    let twin = Key::resource(kind, namespace.as_deref(), &prefixed_policy_name(&name));
+                    let twin = twin.map(|twin| twin.to_string()).filter(|twin| twin != key);
+                    self.misfiled
+                        .extend(twin.filter(|twin| self.objects.contains_key(twin)));
+                }
                 if filed_well {
                     self.misfiled.remove(key);
                 } else {
@@ -219,6 +227,17 @@ impl World {
     /// Forgets an object. True if anything that matters here is different now.
     pub fn delete(&mut self, key: &str) -> bool {
         !matches!(self.take(key), Exchanged::Nothing)
+    }
+
+    /// Whether the key is that of a policy as Calico before 3.32 stores it, and there is no other under its name.
+    fn is_prefixed_alone(&self, key: &str, kind: Kind, metadata: &ObjectMeta, name: &str) -> bool {
+        let plain = Key::resource(kind, metadata.namespace.as_deref(), &metadata.name);
+        has_prefixed_form(kind)
+            && prefixed_policy_name(&metadata.name) == name
+            && plain.is_some_and(|plain| {
+                let plain = plain.to_string();
+                plain != key && !self.objects.contains_key(&plain)
+            })
     }
 
     /// [`World::delete`], which also says what there was.

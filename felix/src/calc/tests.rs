@@ -369,3 +369,58 @@ fn what_a_change_does_not_reach_stays_the_same_value() {
         calculate(calculator.world(), &AgentConfig::new("n1"), &BTreeMap::new())
     );
 }
+
+/// As Calico before 3.32 stores a policy, and the same as others do: one policy, whichever comes and goes.
+#[test]
+fn a_policy_is_one_whatever_name_it_is_stored_under() {
+    let stored = |key: &str, action: &str| {
+        let annotation = json!({"projectcalico.org/metadata": "{\"name\":\"web\"}"});
+        object(
+            "globalnetworkpolicies",
+            key,
+            json!({
+                "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy",
+                "metadata": {"name": key, "annotations": if key == "web" { Value::Null } else { annotation }},
+                "spec": {"selector": "app == 'a'", "types": ["Ingress"], "ingress": [{"action": action}]},
+            }),
+            1,
+        )
+    };
+    let (plain, prefixed) = (stored("web", "Allow"), stored("default.web", "Deny"));
+    let gone = |event: &Event| (event.0.clone(), None, 0);
+    let steps = [
+        prefixed.clone(),
+        stored("default.web", "Log"),
+        plain.clone(),
+        prefixed.clone(),
+        gone(&plain),
+        plain.clone(),
+        gone(&prefixed),
+        stored("web", "Deny"),
+        prefixed.clone(),
+        gone(&prefixed),
+        gone(&plain),
+    ];
+    let mut calculator = Calculator::new(AgentConfig::new("n1"));
+    for (key, value, revision) in base() {
+        calculator.put(&key, &value.unwrap(), revision);
+    }
+    let without = calculator.calculate(&BTreeMap::new());
+    let mut last = without.clone();
+    for (step, (key, value, revision)) in steps.into_iter().enumerate() {
+        match value {
+            Some(value) => calculator.put(&key, &value, revision),
+            None => calculator.delete(&key),
+        };
+        last = calculator.calculate(&BTreeMap::new());
+        let fresh = calculate(calculator.world(), &AgentConfig::new("n1"), &BTreeMap::new());
+        assert_eq!(last, fresh, "step {step}");
+        let named = last
+            .program
+            .policies
+            .values()
+            .filter(|policy| policy.key.name == "web");
+        assert_eq!(named.count(), usize::from(step != 10), "step {step}");
+    }
+    assert_eq!(last, without);
+}

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use datastore::Client;
+use datastore::client::shown;
 use policy::difference::{Difference, difference};
 use policy::manifest::Manifest;
 use policy::model::Model;
@@ -141,10 +142,7 @@ async fn plan(client: &Client, manifests: Vec<Manifest>, refused: &mut bool) -> 
         let (kind, namespace, name) = key(&new.typed);
         let mut fields = Vec::new();
         if let Some(old) = &old {
-            let (old, new) = (
-                resources::exported(old.to_json()),
-                resources::exported(new.to_json()),
-            );
+            let (old, new) = (resources::exported(shown(&old)), resources::exported(shown(&new)));
             compare("", Some(&old), Some(&new), &mut fields);
         }
         let change = match (&old, fields.is_empty()) {

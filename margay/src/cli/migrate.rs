@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use datastore::client::PolicyNames;
 use datastore::{Client, Entry, Error, Expect, Key, Store, key};
 use policy::resource::{Kind, Resource};
 use serde_json::{Value, json};
@@ -41,6 +42,13 @@ pub(super) enum MigrateVerb {
     Lock,
     /// Undo `lock`
     Unlock,
+    /// Store policies under their names (plain, as Calico 3.32 and later), or with their tier in front (prefixed, as
+    /// Calico before); without a word, say how they are stored
+    PolicyNames {
+        /// plain or prefixed
+        #[arg(value_name = "plain|prefixed", value_parser = clap::builder::PossibleValuesParser::new(["plain", "prefixed"]))]
+        form: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -69,7 +77,21 @@ pub(super) async fn run(global: &Global, verb: DatastoreVerb) -> anyhow::Result<
         MigrateVerb::Import(args) => import(global, &args).await,
         MigrateVerb::Lock => lock(global, false).await,
         MigrateVerb::Unlock => lock(global, true).await,
+        MigrateVerb::PolicyNames { form } => policy_names(global, form.as_deref()).await,
     }
+}
+
+async fn policy_names(global: &Global, form: Option<&str>) -> anyhow::Result<ExitCode> {
+    let client = Client::new(global.store().await?);
+    let Some(form) = form else {
+        let form = client.policy_names().await?;
+        emit_line(&format!("new policies are stored with {form} names"));
+        return Ok(ExitCode::SUCCESS);
+    };
+    let form: PolicyNames = form.parse().map_err(anyhow::Error::msg)?;
+    let moved = client.set_policy_names(form).await?;
+    emit_line(&format!("policies are stored with {form} names; {moved} moved"));
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn lock(global: &Global, ready: bool) -> anyhow::Result<ExitCode> {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use datastore::Client;
-use datastore::client::{Error, Outcome};
+use datastore::client::{Error, Outcome, shown};
 use policy::manifest::{self, Manifest};
 use policy::resource::{BgpConfigurationSpec, DEFAULT_AS_NUMBER, Kind, Resource, SOURCE_ANNOTATION};
 use serde_json::{Value, json};
@@ -402,7 +402,7 @@ async fn note_source(client: &Client, manifest: &mut Manifest) -> anyhow::Result
             &metadata.name,
         )
         .await?;
-    let same = stored.filter(|stored| exported(stored.to_json()) == exported(manifest.resource.to_json()));
+    let same = stored.filter(|stored| exported(shown(stored)) == exported(manifest.resource.to_json()));
     match same.and_then(|stored| noted(&stored.typed)) {
         None => manifest.annotate(),
         Some(place) => {
@@ -551,7 +551,7 @@ async fn fetch(client: &Client, kind: Kind, args: &GetArgs) -> anyhow::Result<Fo
     if args.names.is_empty() {
         let listed = client.list(kind, namespace).await?;
         return Ok(Found {
-            objects: listed.items.iter().map(datastore::Record::to_json).collect(),
+            objects: listed.items.iter().map(shown).collect(),
             complaints: listed
                 .damaged
                 .iter()
@@ -562,7 +562,7 @@ async fn fetch(client: &Client, kind: Kind, args: &GetArgs) -> anyhow::Result<Fo
     let mut found = Found::default();
     for name in &args.names {
         match client.get(kind, namespace, name).await? {
-            Some(record) => found.objects.push(record.to_json()),
+            Some(record) => found.objects.push(shown(&record)),
             None => found.complaints.push(absent(kind, namespace, name)),
         }
     }
@@ -608,7 +608,7 @@ pub(super) async fn patch(global: &Global, args: &PatchArgs) -> anyhow::Result<E
     let Some(record) = client.get(kind, namespace, &args.name).await? else {
         anyhow::bail!(absent(kind, namespace, &args.name));
     };
-    let before = record.to_json();
+    let before = shown(&record);
     let mut after = before.clone();
     match args.kind_of_patch {
         PatchType::Strategic | PatchType::Merge => json_patch::merge(&mut after, &patch),
@@ -693,7 +693,7 @@ pub(super) async fn label(global: &Global, args: &LabelArgs) -> anyhow::Result<E
             _ => {}
         }
     }
-    let mut labelled = record.to_json();
+    let mut labelled = shown(&record);
     if let Some(labels) = labelled.pointer_mut("/metadata") {
         let mut all: BTreeMap<String, String> = present.clone();
         for (key, value) in &changes {

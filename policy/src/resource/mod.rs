@@ -35,7 +35,9 @@ pub use felix_configuration::*;
 pub use ipam::*;
 pub use kind::{API_VERSION, UnknownKind};
 pub use meta::{ObjectMeta, SOURCE_ANNOTATION, Source};
-pub use names::{KUBERNETES, WorkloadEndpointName};
+pub use names::{
+    KUBERNETES, STORED_METADATA_ANNOTATION, WorkloadEndpointName, has_prefixed_form, prefixed_policy_name,
+};
 pub use network_policy::*;
 pub use node::*;
 pub use rule::*;
@@ -203,7 +205,8 @@ fn read_object<S: Spec>(kind: Kind, value: &Value) -> Result<Object<S>, ReadErro
         None | Some(Value::Null) => Value::Object(serde_json::Map::new()),
         Some(part) => part.clone(),
     };
-    let metadata = ObjectMeta::deserialize(part("metadata")).map_err(|e| malformed("metadata", e))?;
+    let mut metadata = ObjectMeta::deserialize(part("metadata")).map_err(|e| malformed("metadata", e))?;
+    names::restore_policy_name(kind, &mut metadata);
     let spec = S::deserialize(part("spec")).map_err(|e| malformed("spec", e))?;
     Ok(Object {
         metadata,

@@ -59,13 +59,13 @@ spec:
 /// What policy says, whatever happens to the store.
 const ALLOWED: &str = "friend: shy=ok\nstranger: shy=-\n";
 
-struct Cluster {
+pub(crate) struct Cluster {
     lab: Lab,
     folder: tempfile::TempDir,
 }
 
 impl Cluster {
-    fn raise() -> anyhow::Result<Self> {
+    pub(crate) fn raise() -> anyhow::Result<Self> {
         let mut topology = Topology::parse(Path::new("/nowhere/cluster.clab.yml"), CLUSTER, &|_| None)?;
         add_probe(&mut topology)?;
         let options = Options {
@@ -78,11 +78,11 @@ impl Cluster {
         })
     }
 
-    fn node(&self, name: &str) -> anyhow::Result<Node> {
+    pub(crate) fn node(&self, name: &str) -> anyhow::Result<Node> {
         Ok(self.lab.node(name)?)
     }
 
-    fn start_store(&self) -> anyhow::Result<Process> {
+    pub(crate) fn start_store(&self) -> anyhow::Result<Process> {
         let arguments = [
             "--data-dir=/var/lib/cluster",
             "--listen-client-urls=http://192.0.2.9:2379",
@@ -98,7 +98,7 @@ impl Cluster {
             .start(Some(&log))?)
     }
 
-    fn start_daemon(&self, host: &str) -> anyhow::Result<Process> {
+    pub(crate) fn start_daemon(&self, host: &str) -> anyhow::Result<Process> {
         let log = self.folder.path().join(format!("{host}.log"));
         let daemon = self
             .node(host)?
@@ -133,7 +133,14 @@ impl Cluster {
         })
     }
 
-    fn attach(&self, host: &str, name: &str) -> anyhow::Result<IpAddr> {
+    /// Applies the resources of these tests.
+    pub(crate) fn apply(&self, host: &Node) -> anyhow::Result<()> {
+        let text = ["sh", "-c", "printf %s \"$0\" | margay apply -f -", RESOURCES];
+        until("the store takes resources", || Ok(host.run(&text).ok()))?;
+        Ok(())
+    }
+
+    pub(crate) fn attach(&self, host: &str, name: &str) -> anyhow::Result<IpAddr> {
         let node = self.node(host)?;
         node.add_workload(name)?;
         let label = format!("name={name}");
@@ -152,10 +159,7 @@ fn goes_on_while_its_store_is_away() -> anyhow::Result<()> {
     let mut store = cluster.start_store()?;
     let _first = cluster.start_daemon("host1")?;
     let mut second = cluster.start_daemon("host2")?;
-    let file = cluster.folder.path().join("resources.yaml");
-    std::fs::write(&file, RESOURCES)?;
-    let text = ["sh", "-c", "printf %s \"$0\" | margay apply -f -", RESOURCES];
-    until("the store takes resources", || Ok(host1.run(&text).ok()))?;
+    cluster.apply(&host1)?;
 
     let friend = cluster.attach("host1", "friend")?;
     let stranger = cluster.attach("host1", "stranger")?;

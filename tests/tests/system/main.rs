@@ -1,6 +1,7 @@
 //! System tests: what a user, the kernel and the neighbours see. See `margay_tests::harness` for how they run.
 
 mod attach;
+mod calicoctl;
 mod cluster;
 mod daemon;
 mod flows;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         [
             attach::cases(),
             cluster::cases(),
+            calicoctl::cases(),
             daemon::cases(),
             kill::cases(),
             repair::cases(),

@@ -1,0 +1,172 @@
+//! Calico's own tool on a store that margay filled, and margay on what that tool wrote.
+
+use anyhow::{Context as _, ensure};
+use margay::lab::Node;
+use margay_tests::harness::Case;
+
+use crate::cluster::Cluster;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![Case::new("calicoctl_and_margay_share_a_store", shared).needs(&["calicoctl", "etcd", "nft"])]
+}
+
+const POLICIES: &str = "
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: web}
+spec: {selector: role == 'web', types: [Ingress], ingress: [{action: Allow, protocol: TCP, destination: {ports: [80]}}]}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: inside, namespace: default}
+spec: {selector: all(), types: [Egress], egress: [{action: Allow}]}
+";
+
+const POOL: &str = "
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: theirs}
+spec: {cidr: 10.99.0.0/24, ipipMode: Never, vxlanMode: Never, nodeSelector: all()}
+";
+
+struct Tools {
+    node: Node,
+}
+
+impl Tools {
+    fn run(&self, program: &str, words: &[&str], input: &str) -> anyhow::Result<String> {
+        let line = "printf %s \"$0\" | DATASTORE_TYPE=etcdv3 ETCD_ENDPOINTS=http://192.0.2.9:2379 \"$@\"";
+        let mut all = vec!["sh", "-c", line, input, program];
+        all.extend(words);
+        Ok(self.node.run(&all)?)
+    }
+
+    /// Its version is not ours to be compared with.
+    fn theirs(&self, words: &[&str], input: &str) -> anyhow::Result<String> {
+        self.run(
+            "calicoctl",
+            &[words, &["--allow-version-mismatch"]].concat(),
+            input,
+        )
+    }
+
+    fn ours(&self, words: &[&str], input: &str) -> anyhow::Result<String> {
+        self.run("margay", words, input)
+    }
+}
+
+fn shared() -> anyhow::Result<()> {
+    let cluster = Cluster::raise()?;
+    let _store = cluster.start_store()?;
+    let _daemon = cluster.start_daemon("host1")?;
+    let tools = Tools {
+        node: cluster.node("host1")?,
+    };
+    cluster.apply(&tools.node)?;
+    let address = cluster.attach("host1", "one")?.to_string();
+
+    // Theirs on ours.
+    let endpoints = tools.theirs(&["get", "wep", "-a"], "")?;
+    ensure!(
+        endpoints.contains(" one ") && endpoints.contains(&address),
+        "{endpoints}"
+    );
+    let blocks = tools.theirs(&["ipam", "show", "--show-blocks"], "")?;
+    ensure!(blocks.contains("10.65.0.0/28"), "{blocks}");
+    let holder = tools.theirs(&["ipam", "show", &format!("--ip={address}")], "")?;
+    ensure!(
+        holder.contains("is in use") && holder.contains("workload: one"),
+        "{holder}"
+    );
+    tools.theirs(&["label", "nodes", "host1", "rack=r1"], "")?;
+    let node = tools.ours(&["get", "node", "host1", "-o", "json"], "")?;
+    ensure!(node.contains("\"rack\": \"r1\""), "{node}");
+
+    // Ours on theirs, whatever names their release stores policies under.
+    tools.theirs(&["apply", "-f", "-"], POOL)?;
+    tools.theirs(
+        &[
+            "patch",
+            "ippool",
+            "theirs",
+            "--patch",
+            r#"{"spec":{"disabled":true}}"#,
+        ],
+        "",
+    )?;
+    let pool = tools.ours(&["get", "ippool", "theirs", "-o", "yaml"], "")?;
+    ensure!(
+        pool.contains("cidr: 10.99.0.0/24") && pool.contains("disabled: true"),
+        "{pool}"
+    );
+    tools.theirs(&["delete", "ippool", "theirs"], "")?;
+    ensure!(tools.ours(&["get", "ippool", "theirs"], "").is_err());
+    tools.theirs(&["apply", "-f", "-"], POLICIES)?;
+    tools.ours(&["label", "gnp", "web", "by=margay"], "")?;
+    tools.ours(&["patch", "np", "inside", "-p", r#"{"spec":{"order":7}}"#], "")?;
+    let web = tools.theirs(&["get", "gnp", "web", "-o", "yaml"], "")?;
+    ensure!(web.contains("by: margay") && web.contains("name: web"), "{web}");
+    let inside = tools.theirs(&["get", "np", "inside", "-o", "yaml"], "")?;
+    ensure!(inside.contains("order: 7"), "{inside}");
+    let explained = tools.ours(
+        &[
+            "explain",
+            "--from",
+            "192.0.2.2",
+            "--to",
+            "default/one",
+            "--proto",
+            "tcp",
+            "--port",
+            "80",
+        ],
+        "",
+    );
+    ensure!(explained.is_ok(), "{explained:?}");
+
+    // Policies that we wrote are found by their names once the store has them in the form of this calicoctl.
+    tools.ours(&["delete", "-f", "-"], POLICIES)?;
+    tools.ours(&["apply", "-f", "-"], POLICIES)?;
+    let form = if tools.theirs(&["get", "gnp", "web"], "").is_ok() {
+        "plain"
+    } else {
+        tools.ours(&["datastore", "migrate", "policy-names", "prefixed"], "")?;
+        "prefixed"
+    };
+    for words in [
+        ["get", "gnp", "web", "-o", "yaml"].as_slice(),
+        &["get", "np", "inside"],
+        &["patch", "gnp", "web", "--patch", r#"{"spec":{"order":3}}"#],
+        &["label", "gnp", "web", "x=y"],
+    ] {
+        tools.theirs(words, "").with_context(|| format!("{form} names"))?;
+    }
+    let web = tools.ours(&["get", "gnp", "web", "-o", "yaml"], "")?;
+    ensure!(
+        web.contains("name: web\n") && web.contains("order: 3") && web.contains("x: \"y\""),
+        "{web}"
+    );
+    tools.theirs(&["delete", "gnp", "web"], "")?;
+    ensure!(tools.ours(&["get", "gnp", "web"], "").is_err());
+
+    // Addresses and the lock.
+    tools.theirs(&["ipam", "configure", "--strictaffinity=true"], "")?;
+    let configuration = tools.ours(&["ipam", "show", "--show-configuration"], "")?;
+    ensure!(
+        configuration.contains("StrictAffinity      true"),
+        "{configuration}"
+    );
+    tools.theirs(&["datastore", "migrate", "lock"], "")?;
+    ensure!(cluster.attach("host1", "two").is_err(), "the store is locked");
+    tools.theirs(&["datastore", "migrate", "unlock"], "")?;
+    tools.theirs(&["ipam", "release", &format!("--ip={address}")], "")?;
+    let checked = tools.ours(&["ipam", "check"], "");
+    ensure!(
+        checked.as_ref().is_ok_and(|text| text.contains(&address))
+            || checked
+                .as_ref()
+                .is_err_and(|error| error.to_string().contains(&address)),
+        "{checked:?}"
+    );
+    Ok(())
+}
