@@ -142,7 +142,7 @@ async fn plan(client: &Client, manifests: Vec<Manifest>, refused: &mut bool) -> 
         let (kind, namespace, name) = key(&new.typed);
         let mut fields = Vec::new();
         if let Some(old) = &old {
-            let (old, new) = (resources::exported(shown(&old)), resources::exported(shown(&new)));
+            let (old, new) = (resources::exported(shown(old)), resources::exported(shown(&new)));
             compare("", Some(&old), Some(&new), &mut fields);
         }
         let change = match (&old, fields.is_empty()) {
