@@ -4,8 +4,9 @@
 //!   Client (typed create, update, apply)     Mirror (list + watch → map + changes)     Ipam (blocks)
 //!            └──────────────────┬─────────────────────┴──────────────────┬───────────────┘
 //!                          trait Store: get · list at one revision · watch · compare-and-swap
-//!                ┌───────────────────┼──────────────────────┐
-//!             memory   SQLite (one machine, several processes)   etcd (a cluster)
+//!                ┌───────────────────┼──────────────────────┬───────────────────┐
+//!             memory   SQLite (one machine, several processes)   etcd (a cluster)   a hub, which follows
+//!                                                                             one of them for many
 //! ```
 //!
 //! Everything above the trait needs only compare-and-swap on a single key, so that the weakest store one can think
@@ -14,6 +15,7 @@
 pub mod backend;
 pub mod client;
 pub mod conformance;
+pub mod hub;
 pub mod ipam;
 pub mod key;
 pub mod mirror;

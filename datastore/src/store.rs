@@ -423,6 +423,14 @@ pub enum Error {
         /// For the operator.
         reason: String,
     },
+    /// Not for this caller to write; no retry helps.
+    #[error("{key} is not for this caller to write: {reason}")]
+    Refused {
+        /// The key that was to be written.
+        key: String,
+        /// For the operator.
+        reason: String,
+    },
     /// The request makes no sense; no retry helps.
     #[error("{reason}")]
     Invalid {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::backend::etcd::options::Environment;
 use crate::backend::etcd::{self, Etcd};
+use crate::backend::hub::{self, Hub};
 use crate::backend::memory::Memory;
 use crate::backend::sqlite::Sqlite;
 use crate::store::{Error, Result, Store};
@@ -15,6 +16,7 @@ enum Address {
     Memory,
     Sqlite(PathBuf),
     Etcd(Box<etcd::Options>),
+    Hub(Box<hub::Options>),
 }
 
 /// Where the store is: as was said, else where `ETCD_ENDPOINTS` says, else in a file of this machine.
@@ -34,6 +36,7 @@ pub fn address(said: Option<&str>, environment: Environment<'_>) -> String {
 /// * `sqlite:///path/to/file.db`: created with mode 0600 if it does not exist;
 /// * `etcd://host:2379,host2:2379/?cacert=…&cert=…&key=…`, `https://host:2379,…`: a cluster ([`etcd::options`]); it does
 ///   not have to be reachable yet. What the address does not say is looked up in `environment`;
+/// * `hub://host:5473,host2:5473/?cacert=…&cert=…&key=…`: a cluster by way of a hub ([`hub::options`]), reachable or not;
 /// * `memory:`: a new, empty store of this process, for tests.
 ///
 /// # Errors
@@ -43,6 +46,7 @@ pub async fn open_with(address: &str, environment: Environment<'_>) -> Result<Ar
         Address::Memory => Ok(Arc::new(Memory::new())),
         Address::Sqlite(path) => Ok(Arc::new(Sqlite::open(path).await?)),
         Address::Etcd(options) => Ok(Arc::new(Etcd::new(*options))),
+        Address::Hub(options) => Ok(Arc::new(Hub::new(*options))),
     }
 }
 
@@ -72,8 +76,12 @@ fn parse(url: &str, environment: Environment<'_>) -> Result<Address> {
             Ok(options) => Ok(Address::Etcd(Box::new(options))),
             Err(reason) => invalid(format!("datastore {url:?}: {reason}")),
         },
+        Some(("hub", _)) => match hub::Options::parse(url, environment) {
+            Ok(options) => Ok(Address::Hub(Box::new(options))),
+            Err(reason) => invalid(format!("datastore {url:?}: {reason}")),
+        },
         _ => invalid(format!(
-            "datastore {url:?}: expected sqlite:///path/to/file.db, etcd://host:2379,… or https://host:2379,…"
+            "datastore {url:?}: expected sqlite:///path/to/file.db, etcd://host:2379,…, https://host:2379,… or hub://host:5473,…"
         )),
     }
 }
@@ -93,8 +101,10 @@ mod tests {
         for etcd in ["etcd://127.0.0.1:2379", "https://a:2379,https://b:2379"] {
             assert!(matches!(parse(etcd), Ok(Address::Etcd(_))), "{etcd}");
         }
+        assert!(matches!(parse("hub://127.0.0.1"), Ok(Address::Hub(_))));
         for bad in [
             "",
+            "hub://10.0.0.1",
             "sqlite:",
             "sqlite://relative.db",
             "sqlite:///",

@@ -1,5 +1,6 @@
 //! Where the data lives.
 
 pub mod etcd;
+pub mod hub;
 pub mod memory;
 pub mod sqlite;

@@ -92,11 +92,12 @@ impl fmt::Display for Endpoint {
 
 impl Endpoint {
     /// True if what is sent there does not leave the machine.
-    fn is_loopback(&self) -> bool {
+    pub(crate) fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Understands `host`, `host:port` and `[::1]:port`.
+    pub(crate) fn parse(text: &str, default_port: u16) -> Result<Self, String> {
         let wrong = || format!("{text:?} is no host:port");
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -112,7 +113,7 @@ impl Endpoint {
             None => match text.rsplit_once(':') {
                 Some((host, _)) if host.contains(':') => {
                     return Err(format!(
-                        "{text:?}: an IPv6 address stands in brackets, [::1]:2379"
+                        "{text:?}: an IPv6 address stands in brackets, [::1]:{default_port}"
                     ));
                 }
                 Some((_, "")) => return Err(wrong()),
@@ -125,7 +126,7 @@ impl Endpoint {
             return Err(wrong());
         }
         let port = if port.is_empty() {
-            PORT
+            default_port
         } else {
             port.parse().map_err(|_| wrong())?
         };
@@ -252,7 +253,7 @@ impl Options {
                         .to_owned(),
                 );
             }
-            let endpoint = Endpoint::parse(authority)?;
+            let endpoint = Endpoint::parse(authority, PORT)?;
             if !self.endpoints.contains(&endpoint) {
                 self.endpoints.push(endpoint);
             }
@@ -270,7 +271,7 @@ impl Options {
 }
 
 /// `3`, `3s`, `500ms`.
-fn seconds(name: &str, text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(name: &str, text: &str) -> Result<Duration, String> {
     let (number, unit) = match text.strip_suffix("ms") {
         Some(number) => (number, Duration::from_millis(1)),
         None => (text.strip_suffix('s').unwrap_or(text), Duration::from_secs(1)),
@@ -283,7 +284,7 @@ fn seconds(name: &str, text: &str) -> Result<Duration, String> {
     }
 }
 
-fn unescape(text: &str) -> Option<String> {
+pub(crate) fn unescape(text: &str) -> Option<String> {
     let mut pieces = text.split('%');
     let mut bytes = pieces.next()?.as_bytes().to_vec();
     for piece in pieces {
