@@ -14,6 +14,7 @@ pub mod bfd;
 pub mod config;
 pub mod filter;
 pub mod fsm;
+pub mod mrt;
 pub mod net;
 pub mod rib;
 pub mod sim;

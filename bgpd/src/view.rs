@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::bfd;
 use crate::config::Family;
 use crate::filter::{Community, PeerType};
+use crate::fsm::{MessageCounts, NotificationCount};
 
 /// What the program around a speaker is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,6 +274,24 @@ pub struct Neighbor {
     pub by_family: BTreeMap<Family, FamilyCounts>,
     /// How often the session was established.
     pub established_count: u64,
+    /// How often an established session was lost.
+    #[serde(default)]
+    pub flaps: u64,
+    /// Messages from it, by type.
+    #[serde(default)]
+    pub received_by_type: MessageCounts,
+    /// Messages to it, by type; those on their way in the session's hands included.
+    #[serde(default)]
+    pub sent_by_type: MessageCounts,
+    /// NOTIFICATIONs by direction, code and subcode.
+    #[serde(default)]
+    pub notifications: Vec<NotificationCount>,
+    /// The last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_notification: Option<NotificationCount>,
+    /// What it has not been sent yet.
+    #[serde(default)]
+    pub backlog: Backlog,
 }
 
 /// A BFD session as people see it. Times are milliseconds.
@@ -312,6 +331,15 @@ pub struct PeerRestart {
     /// Seconds its routes are kept after that as a last resort (RFC 9494), by family.
     #[serde(default)]
     pub long_lived: BTreeMap<Family, u64>,
+}
+
+/// What a peer has not been sent yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backlog {
+    /// Finished bytes that it has not taken.
+    pub bytes: u64,
+    /// Paths that it will be told anew, because it fell too far behind.
+    pub paths: usize,
 }
 
 /// Prefix counters of one peer in one family.

@@ -25,6 +25,9 @@ pub const RESOURCES: &str = "/calico/resources/v3/projectcalico.org/";
 /// Below here lies the state of address management.
 pub const IPAM: &str = "/calico/ipam/v2/";
 
+/// Below here every node says how its endpoints are. The region is the one that Calico gives to clusters without any.
+const HOST_STATUS: &str = "/calico/felix/v2/no-region/host/";
+
 /// Address family, as the keys spell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -192,6 +195,22 @@ pub fn all_affinities() -> String {
     format!("{IPAM}host/")
 }
 
+/// Below here a node says how its endpoints are.
+pub fn endpoint_statuses(node: &str) -> String {
+    format!("{HOST_STATUS}{}/workload/", escape(node))
+}
+
+/// Where a node says how an endpoint is. `workload` is `namespace/name`.
+pub fn endpoint_status(node: &str, orchestrator: &str, workload: &str, endpoint: &str) -> String {
+    let below = endpoint_statuses(node);
+    format!(
+        "{below}{}/{}/endpoint/{}",
+        escape(orchestrator),
+        escape(workload),
+        escape(endpoint)
+    )
+}
+
 /// Below here lie all handles.
 pub fn handles() -> String {
     format!("{IPAM}handle/")
@@ -278,6 +297,18 @@ mod tests {
             assert_eq!(key.to_string(), text);
             assert_eq!(Key::parse(text), Some(key), "{text}");
         }
+    }
+
+    #[test]
+    fn the_status_of_an_endpoint_is_where_calico_has_it() {
+        assert_eq!(
+            endpoint_status("host-1", "k8s", "default/web-0", "eth0"),
+            "/calico/felix/v2/no-region/host/host-1/workload/k8s/default%2Fweb-0/endpoint/eth0"
+        );
+        assert_eq!(
+            Key::parse(&endpoint_status("h", "k8s", "default/w", "eth0")),
+            None
+        );
     }
 
     #[test]

@@ -21,6 +21,7 @@
 //! A [`Transmit::Close`] means: write what was sent before, then close; nothing about that connection need be reported
 //! afterwards, and reports about connections that the session no longer knows are ignored.
 
+mod counters;
 mod negotiate;
 mod session;
 #[cfg(test)]
@@ -28,7 +29,6 @@ mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -37,6 +37,7 @@ use crate::config::{Family, GracefulRestart, PeerConfig};
 use crate::view::State;
 use crate::wire::{AttributeError, Notification, PathAttributes, PrefixIter};
 
+pub use counters::{Counters, MessageCounts, NotificationCount};
 pub use negotiate::{Negotiated, PeerGracefulRestart, keepalive_interval, local_open, negotiate};
 pub use session::Session;
 
@@ -215,13 +216,4 @@ impl PackedPrefixes {
         PrefixIter::validate(&self.bytes, self.family, self.add_path)
             .unwrap_or_else(|_| PrefixIter::empty(self.family))
     }
-}
-
-/// Messages counted, readable from anywhere.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Received.
-    pub messages_in: AtomicU64,
-    /// Sent.
-    pub messages_out: AtomicU64,
 }

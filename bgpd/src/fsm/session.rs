@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -356,7 +355,7 @@ impl Session {
         let Some(state) = self.connection(conn).map(|c| c.state) else {
             return;
         };
-        self.counters.messages_in.fetch_add(1, Ordering::Relaxed);
+        self.counters.count_received(message);
         let context = self.decode_context(conn);
         match Message::decode(message, &context) {
             // Events 21, 22, 28. A NOTIFICATION that cannot be read is not answered (§6.4).
@@ -661,7 +660,10 @@ impl Session {
         let reason = match &ending {
             Ending::Lost => "connection lost".to_owned(),
             Ending::Sent(notification) => format!("sent {notification}"),
-            Ending::Received(notification) => format!("received {notification}"),
+            Ending::Received(notification) => {
+                self.counters.note(false, notification);
+                format!("received {notification}")
+            }
             Ending::Silent => "stopped".to_owned(),
         };
         self.end_with(id, ending, reason, now);
@@ -741,7 +743,7 @@ impl Session {
     // --- output ------------------------------------------------------------------------------------------------------
 
     fn send(&mut self, id: ConnId, bytes: Bytes) {
-        self.counters.messages_out.fetch_add(1, Ordering::Relaxed);
+        self.counters.count_sent(&bytes);
         self.transmits.push_back(Transmit::Send(id, bytes));
     }
 
@@ -752,6 +754,7 @@ impl Session {
     }
 
     fn send_notification(&mut self, id: ConnId, notification: &Notification) {
+        self.counters.note(true, notification);
         let mut out = BytesMut::new();
         notification.encode(&mut out);
         self.send(id, out.freeze());

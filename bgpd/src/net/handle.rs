@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use ipnetwork::IpNetwork;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -45,6 +46,7 @@ pub(crate) enum Command {
     Summary(oneshot::Sender<Summary>),
     Neighbors(oneshot::Sender<Vec<Neighbor>>),
     Routes(RouteQuery, oneshot::Sender<Vec<Route>>),
+    Dump(oneshot::Sender<Bytes>),
     Drain(bool),
     ReportRoutes(bool),
     Clear(String, Clear, oneshot::Sender<bool>),
@@ -127,6 +129,14 @@ impl Handle {
     /// [`HandleError::Stopped`].
     pub async fn routes(&self, query: RouteQuery) -> Result<Vec<Route>, HandleError> {
         self.ask(|answer| Command::Routes(query, answer)).await
+    }
+
+    /// Every accepted path as an MRT file: see [`crate::speaker::Speaker::dump`].
+    ///
+    /// # Errors
+    /// [`HandleError::Stopped`].
+    pub async fn dump(&self) -> Result<Bytes, HandleError> {
+        self.ask(Command::Dump).await
     }
 
     /// Takes the speaker out of service or back in: see [`crate::speaker::Speaker::drain`].

@@ -239,6 +239,11 @@ impl Owner {
             Command::Summary(answer) => drop(answer.send(self.speaker.summary(now))),
             Command::Neighbors(answer) => drop(answer.send(self.speaker.neighbors(now))),
             Command::Routes(query, answer) => drop(answer.send(self.speaker.routes(&query))),
+            Command::Dump(answer) => {
+                let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                let unix = unix.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+                drop(answer.send(self.speaker.dump(now, unix)));
+            }
             Command::ReportRoutes(wanted) => self.routes_wanted = wanted,
             Command::Drain(drain) => self.speaker.drain(drain),
             Command::Clear(peer, what, answer) => drop(answer.send(self.speaker.clear(&peer, what, now))),

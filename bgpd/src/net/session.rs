@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -335,9 +334,7 @@ impl Driver {
         }
         let counters = self.session.counters();
         if let Some(conn) = self.conn(output.conn) {
-            counters
-                .messages_out
-                .fetch_add(output.messages, Ordering::Relaxed);
+            counters.count_batch(&output.bytes, output.messages);
             conn.out.extend(output.bytes);
             conn.owes_ready = true;
             self.write(output.conn, Instant::now());

@@ -467,6 +467,21 @@ impl Group {
         }
     }
 
+    /// What a member has not read: bytes, and paths to be told anew.
+    pub(crate) fn backlog(&self, peer: PeerIndex) -> (u64, usize) {
+        let Some(member) = self.members.get(&peer) else {
+            return (0, 0);
+        };
+        let private: usize = member.private.iter().map(|entry| entry.bytes.len()).sum();
+        let walk: usize = member.snapshot.as_ref().map_or(0, |(entries, sent)| {
+            let rest = entries.iter().skip(*sent);
+            rest.map(|entry| entry.bytes.len()).sum()
+        });
+        let at = member.cursor.saturating_sub(self.first) as usize;
+        let log = self.log.get(at).map_or(0, |entry| self.appended - entry.offset);
+        (private as u64 + walk as u64 + log, member.missed.len())
+    }
+
     /// Whether a member has something to read. `hold_end` keeps back End-of-RIB.
     pub(crate) fn has_output(&self, peer: PeerIndex, hold_end: bool) -> bool {
         self.members.get(&peer).is_some_and(|m| {

@@ -63,7 +63,7 @@ use table::{Change, LOCAL, Path, PeerIndex, Table, Used};
 
 use crate::config::Family;
 use crate::filter::PeerType;
-use crate::view::{NextHop, RouteChange};
+use crate::view::{Backlog, NextHop, RouteChange};
 use crate::wire::{Community, Nlri, PathAttributes, Prefix};
 
 /// What the RIB knows of a peer. A session's worth: set anew when it is established.
@@ -469,6 +469,21 @@ impl Rib {
         waiting
     }
 
+    /// What a peer has not been sent yet.
+    pub fn backlog(&self, peer: PeerIndex) -> Backlog {
+        let groups = Family::ALL
+            .into_iter()
+            .filter_map(|family| self.group_of(peer, family));
+        let groups = groups.filter_map(|index| self.groups.get(index)?.as_ref());
+        groups.fold(Backlog::default(), |sum, group| {
+            let (bytes, paths) = group.backlog(peer);
+            Backlog {
+                bytes: sum.bytes + bytes,
+                paths: sum.paths + paths,
+            }
+        })
+    }
+
     /// Distinct attribute sets.
     pub fn attribute_sets(&self) -> usize {
         self.store.len()
@@ -487,6 +502,17 @@ impl Rib {
             .into_iter()
             .map(|(prefix, paths, used)| (prefix, self.explain(&paths, used)))
             .collect()
+    }
+
+    /// All paths of a family, by prefix, best first.
+    pub fn all_paths(&self, family: Family) -> Vec<(Prefix, SmallVec<[(Path, Arc<PathAttributes>); 1]>)> {
+        let mut found = Vec::new();
+        table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
+            let with_attributes = paths.iter().filter_map(|path| Some((*path, Arc::clone(self.store.get(path.attr)?))));
+            found.push((prefix, with_attributes.collect()));
+        }));
+        found.sort_by_key(|(prefix, _)| *prefix);
+        found
     }
 
     fn explain(&self, paths: &[Path], used: usize) -> Vec<ShownPath> {

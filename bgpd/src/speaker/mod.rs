@@ -8,6 +8,7 @@
 //! [`Speaker::flush`]: that is the end of a batch. Then drain [`Speaker::poll_order`] and [`Speaker::poll_event`], and for each
 //! peer that can write, [`Speaker::poll_output`]. Call `handle_timeout` at [`Speaker::poll_timeout`].
 
+mod dump;
 mod import;
 mod link;
 mod restart;
@@ -103,6 +104,8 @@ struct Peer {
     learned_asn: Option<u32>,
     counters: Arc<Counters>,
     established_count: u64,
+    /// Established sessions that were lost.
+    flaps: u64,
     refused: BTreeMap<Nlri, Refused>,
     refused_beyond: usize,
     end_of_rib: [bool; 2],
@@ -325,6 +328,7 @@ impl Speaker {
                 learned_asn: None,
                 counters: Arc::default(),
                 established_count: 0,
+                flaps: 0,
                 refused: BTreeMap::new(),
                 refused_beyond: 0,
                 end_of_rib: [false; 2],

@@ -101,6 +101,7 @@ impl Speaker {
         };
         let session = peer.session.take();
         peer.last_error = Some(reason.to_owned());
+        peer.flaps += 1;
         peer.sync.fail();
         peer.refused.clear();
         peer.refused_beyond = 0;

@@ -132,6 +132,7 @@ impl Speaker {
             .iter()
             .map(|stale| self.rib.stale(index, stale.family))
             .sum();
+        let (notifications, last_notification) = peer.counters.notifications();
         Neighbor {
             summary: self.peer_summary(index, peer, now),
             router_id: negotiated.map(|n| n.peer_router_id),
@@ -170,6 +171,12 @@ impl Speaker {
             stale,
             by_family: self.counts(index, peer),
             established_count: peer.established_count,
+            flaps: peer.flaps,
+            received_by_type: peer.counters.received(),
+            sent_by_type: peer.counters.sent(),
+            notifications,
+            last_notification,
+            backlog: self.rib.backlog(index),
         }
     }
 

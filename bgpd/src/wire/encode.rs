@@ -272,6 +272,31 @@ impl UpdateBuilder {
     }
 }
 
+/// Appends the attributes of a path as tables are dumped (RFC 6396 §4.3.4): AS numbers of four octets, everything that stays
+/// inside an AS (a LOCAL_PREF of 100 where there is none), and of MP_REACH_NLRI, for a next hop that NEXT_HOP cannot carry, only
+/// length and next hop.
+pub fn encode_table_attributes(attributes: &PathAttributes, family: Family, out: &mut BytesMut) {
+    let classic = match (family, attributes.next_hop) {
+        (Family::Ipv4Unicast, Some(NextHop::V4(address))) => Some(address.octets()),
+        _ => None,
+    };
+    let context = EncodeContext {
+        ebgp: false,
+        ..EncodeContext::default()
+    };
+    AttributeWriter {
+        out,
+        unknown: &attributes.unknown,
+    }
+    .write(attributes, classic, &context);
+    if let Some(next_hop) = attributes.next_hop.filter(|_| classic.is_none()) {
+        let at = out.len();
+        out.put_slice(&[flag::OPTIONAL, ty::MP_REACH_NLRI, 0]);
+        put_next_hop(out, next_hop);
+        finish_attribute(out, at, 3);
+    }
+}
+
 /// Cuts a sequence of prefixes into messages.
 struct Packer {
     family: Family,

@@ -45,7 +45,7 @@ pub use capability::{
     AddPath, Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily, LongLivedFamily, Role,
 };
 pub use community::{Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
-pub use encode::{EncodeContext, Packed, Refusal, UpdateBuilder};
+pub use encode::{EncodeContext, Packed, Refusal, UpdateBuilder, encode_table_attributes};
 pub use family::{AFI_IPV4, AFI_IPV6, AfiSafi, Family, FamilyContext, SAFI_UNICAST};
 pub use header::{
     HEADER_LENGTH, MAX_EXTENDED_MESSAGE_LENGTH, MAX_MESSAGE_LENGTH, MessageType, encode_keepalive, frame,

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use policy::resource::{
-    BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, IpPoolSpec, Kind, NodeSpec, Resource, SecretKeyRef,
+    BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BgpPeerType, IpPoolSpec, Kind, NodeSpec, Resource,
+    SecretKeyRef,
 };
 use serde_json::Value;
 
-use super::peering::{Plan, World, node_address, plan};
+use super::peering::{MESH, Plan, World, node_address, plan};
 use crate::bgp::tor::RouterSession;
 
 /// The cluster's BGP objects.
@@ -98,6 +99,20 @@ impl Cluster {
         let mut pools: Vec<IpNetwork> = self.pools.values().map(|pool| pool.cidr).collect();
         pools.sort_unstable();
         (sessions, pools)
+    }
+
+    /// Where a session comes from, by what its description says.
+    pub(super) fn peer_type(&self, description: &str) -> Option<BgpPeerType> {
+        if description == MESH {
+            return Some(BgpPeerType::NodeMesh);
+        }
+        let peer = self.peers.get(description.strip_prefix("BGPPeer ")?)?;
+        let some = peer.node.is_some() || peer.node_selector.is_some();
+        Some(if some {
+            BgpPeerType::NodePeer
+        } else {
+            BgpPeerType::GlobalPeer
+        })
     }
 
     /// Whether the Node object of this name is here.

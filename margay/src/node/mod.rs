@@ -22,6 +22,7 @@ mod copy;
 mod flows;
 mod metrics;
 mod peering;
+mod report;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,6 +109,8 @@ pub(crate) struct Daemon {
 
     /// Written by its own task.
     flows: flows::Ring,
+    /// Written by `follow`, read by the tasks that report.
+    reporter: report::Reporter,
 
     /// Held during an attach or detach.
     attaching: tokio::sync::Mutex<()>,
@@ -172,6 +175,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         bgp_problems: Mutex::default(),
         copy_in_use: Mutex::default(),
         flows: flows::Ring::default(),
+        reporter: report::Reporter::default(),
         attaching: tokio::sync::Mutex::new(()),
         options,
     });
@@ -179,6 +183,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(daemon.clone().keep_registered());
     tasks.spawn(daemon.clone().follow(mirror, events, restarting));
     tasks.spawn(daemon.clone().read_flows());
+    tasks.spawn(daemon.clone().report_status());
+    tasks.spawn(daemon.clone().report_endpoints());
     tasks.spawn(api::serve_socket(daemon.clone(), listener));
     if let Some(listener) = metrics {
         tasks.spawn(api::serve_metrics(daemon.clone(), listener));
@@ -358,6 +364,7 @@ impl Daemon {
         loop {
             tokio::select! {
                 mut update = mirror.next() => {
+                    self.reporter.sift(&self.options.name, &mut update);
                     let first_sync = !synced && update.state == State::InSync;
                     if first_sync {
                         waiting = false;
@@ -560,6 +567,7 @@ impl Daemon {
                     local_as = config.asn,
                     "bgp configured"
                 );
+                self.reporter.configured(cluster, &config);
                 *running = Some(config);
             }
             Some(error) => {
@@ -572,6 +580,7 @@ impl Daemon {
 
     /// Nothing is going to be learned: what an earlier daemon learned is not kept.
     fn without_bgp(&self) {
+        self.reporter.stir();
         self.agent.set_learned(Vec::new());
         self.agent.learned_in_sync();
     }
@@ -617,6 +626,7 @@ impl Daemon {
                 reason,
             } => {
                 tracing::debug!(peer, %address, to = %state, reason, "bgp session changed");
+                self.reporter.stir();
             }
             Event::InitialSync => {
                 tracing::info!("all peers that came up have told their routes");

@@ -20,6 +20,7 @@ mod meta;
 mod names;
 mod network_policy;
 mod node;
+mod node_status;
 mod rule;
 mod scalar;
 pub mod shape;
@@ -40,6 +41,7 @@ pub use names::{
 };
 pub use network_policy::*;
 pub use node::*;
+pub use node_status::*;
 pub use rule::*;
 pub use scalar::{AsNumber, Duration, Port, Protocol, ScalarError, is_port_name};
 pub use stored::Stored;

@@ -199,7 +199,8 @@ pub(super) fn plan(world: &World<'_>) -> Plan {
     }
 }
 
-const MESH: &str = "node-to-node mesh";
+/// Description of the sessions of the mesh.
+pub(super) const MESH: &str = "node-to-node mesh";
 
 fn cluster_id(node: &NodeSpec) -> Option<Ipv4Addr> {
     node.bgp
