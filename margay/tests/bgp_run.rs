@@ -9,6 +9,7 @@
     reason = "a test says what is wrong by failing"
 )]
 
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -19,9 +20,10 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(30);
 const INSIDE: &str = "MARGAY_BGP_RUN_CASE";
 
-const CASES: [(&str, fn()); 2] = [
+const CASES: [(&str, fn()); 3] = [
     ("routes_reach_the_kernel_and_survive_reload_and_restart", life),
     ("a_file_with_a_mistake_starts_nothing", mistake),
+    ("what_is_dumped_and_measured_others_can_read", told_to_others),
 ];
 
 fn main() -> ExitCode {
@@ -365,4 +367,174 @@ fn mistake() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("line 3") && said.contains("`port`"), "{said}");
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// An HTTP answer; nothing while nobody listens.
+fn http(address: &str, path: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n"
+    )
+    .ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// Two speakers on one loopback device: one has routes of its own and of the other, serves metrics and is dumped.
+fn told_to_others() {
+    let folder = tempfile::tempdir().unwrap();
+    run("ip link set lo up");
+    run("ip addr add 10.9.0.1/32 dev lo");
+    run("ip addr add 10.9.0.2/32 dev lo");
+    let mut a = Speaker::new(folder.path(), "a", None);
+    let mut b = Speaker::new(folder.path(), "b", None);
+    std::fs::write(
+        &a.file,
+        r#"
+router-id = "10.9.0.1"
+asn = 65000
+listen = ["10.9.0.1:179"]
+[metrics]
+listen = "127.0.0.1:9092"
+[[originate]]
+prefix = "192.0.2.0/24"
+[[neighbor]]
+address = "10.9.0.2"
+asn = 65002
+passive = true
+import = "accept"
+export = "accept"
+"#,
+    )
+    .unwrap();
+    std::fs::write(
+        &b.file,
+        r#"
+router-id = "10.9.0.2"
+asn = 65002
+listen = []
+[[originate]]
+prefix = "198.51.100.0/25"
+communities = ["65002:7"]
+med = 42
+[[neighbor]]
+address = "10.9.0.1"
+local-address = "10.9.0.2"
+asn = 65000
+connect-retry = 1
+import = "accept"
+export = "accept"
+"#,
+    )
+    .unwrap();
+    a.start();
+    b.start();
+    until("all routes are there", || {
+        a.ask(&["routes"])
+            .is_some_and(|routes| routes.as_array().unwrap().len() == 2)
+    });
+
+    let metrics = http("127.0.0.1:9092", "/metrics").unwrap();
+    let labels = r#"peer="10.9.0.2",name="10.9.0.2""#;
+    for line in [
+        format!("bgp_peer_up{{{labels}}} 1"),
+        format!("bgp_peer_state{{{labels}}} 6"),
+        format!("bgp_routes_accepted{{{labels},family=\"ipv4-unicast\"}} 1"),
+        format!("bgp_routes_advertised{{{labels},family=\"ipv4-unicast\"}} 1"),
+        format!("bgp_messages_received_total{{{labels},type=\"open\"}} 1"),
+        format!("bgp_peer_flaps_total{{{labels}}} 0"),
+        "bgp_rib_prefixes{family=\"ipv4-unicast\"} 2".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line}\n{metrics}");
+    }
+    b.tell(&["clear", "--all"]);
+    let cleared = format!("bgp_notifications_received_total{{{labels},code=\"6\",subcode=\"4\"}} 1");
+    until("the reset is counted", || {
+        let metrics = http("127.0.0.1:9092", "/metrics").unwrap();
+        metrics.contains(&cleared)
+            && metrics.contains(&format!("bgp_peer_flaps_total{{{labels}}} 1"))
+            && metrics.contains(&format!("bgp_peer_last_error_code{{{labels}}} 6"))
+    });
+    until("all routes are there again", || {
+        let routes = a.ask(&["routes"]).unwrap();
+        let routes = routes.as_array().unwrap();
+        routes.len() == 2 && routes.iter().all(|route| route["stale"] == false)
+    });
+    assert!(
+        http("127.0.0.1:9092", "/readiness")
+            .unwrap()
+            .contains("\r\n\r\nready")
+    );
+
+    let file = folder.path().join("table.mrt");
+    a.tell(&["dump", "--mrt", file.to_str().unwrap()]);
+    assert!(std::fs::metadata(&file).unwrap().len() > 100);
+    if which("gobgpd") && which("gobgp") {
+        taken_in_by_gobgp(folder.path(), &file);
+    } else {
+        eprintln!("gobgp is not installed: nobody else reads the dump here");
+    }
+    b.stop();
+    a.stop();
+}
+
+fn which(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// Its version 3 does not read the short form of MP_REACH_NLRI that RFC 6396 demands for IPv6, so there is none.
+fn taken_in_by_gobgp(folder: &Path, file: &Path) {
+    let config = folder.join("gobgpd.toml");
+    std::fs::write(
+        &config,
+        "[global.config]\nas = 65099\nrouter-id = \"127.0.0.9\"\nport = -1\n",
+    )
+    .unwrap();
+    let mut gobgpd = Command::new("gobgpd")
+        .arg("-f")
+        .arg(&config)
+        .args(["--api-hosts", "127.0.0.1:50051", "--disable-stdlog"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let gobgp = |words: &[&str]| {
+        let output = Command::new("gobgp").args(words).output().unwrap();
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    until("gobgpd answers", || gobgp(&["global"]).is_some());
+    assert!(gobgp(&["mrt", "inject", "global", file.to_str().unwrap()]).is_some());
+    let rib = || -> Value {
+        let text = gobgp(&["global", "rib", "-j"]).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    until("both routes are in", || {
+        rib().as_object().is_some_and(|routes| routes.len() == 2)
+    });
+    let attribute = |route: &Value, code: u64| {
+        let attributes = route[0]["attrs"].as_array().unwrap();
+        attributes
+            .iter()
+            .find(|a| a["type"] == code)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let v4 = rib();
+    let route = &v4["198.51.100.0/25"];
+    assert_eq!(attribute(route, 2)["as_paths"][0]["asns"][0], 65002, "{v4}");
+    assert_eq!(attribute(route, 3)["nexthop"], "10.9.0.2", "{v4}");
+    assert_eq!(attribute(route, 4)["metric"], 42, "{v4}");
+    assert_eq!(
+        attribute(route, 8)["communities"][0],
+        (65002_u64 << 16) + 7,
+        "{v4}"
+    );
+    gobgpd.kill().unwrap();
+    gobgpd.wait().unwrap();
 }

@@ -78,6 +78,11 @@ impl Client {
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
+    /// `GET path`, the body as it is.
+    pub async fn fetch_bytes(&self, path: &str) -> Result<Bytes, ClientError> {
+        self.request(Method::GET, path, None).await
+    }
+
     /// `POST path` with a JSON body.
     pub async fn post<B: Serialize, T: DeserializeOwned>(
         &self,

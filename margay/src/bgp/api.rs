@@ -33,6 +33,7 @@ pub(crate) fn router<S: HasSpeaker>() -> Router<S> {
         .route("/v1/bgp/summary", get(summary::<S>))
         .route("/v1/bgp/neighbors", get(neighbors::<S>))
         .route("/v1/bgp/routes", get(routes::<S>))
+        .route("/v1/bgp/dump", get(dump::<S>))
         .route("/v1/bgp/watch", get(watch::<S>))
         .route("/v1/bgp/clear", post(clear::<S>))
         .route("/v1/bgp/drain", post(drain::<S>))
@@ -103,6 +104,12 @@ async fn routes<S: HasSpeaker>(
         limit: 0,
     };
     Ok(Json(speaker.routes(query).await.map_err(stopped)?).into_response())
+}
+
+/// The table as an MRT file.
+async fn dump<S: HasSpeaker>(State(source): State<S>) -> Result<Response, Failure> {
+    let file = speaker(&source)?.dump().await.map_err(stopped)?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], file).into_response())
 }
 
 /// Begins anew with a peer (`POST /v1/bgp/clear`).

@@ -29,6 +29,8 @@ pub struct Speaker {
     pub originate: BTreeMap<IpNetwork, OriginAttributes>,
     /// Learned routes go into the kernel's main table.
     pub install: bool,
+    /// Where to serve metrics and health over TCP.
+    pub metrics_listen: Option<SocketAddr>,
     /// What is allowed and probably not meant.
     pub warnings: Vec<String>,
 }
@@ -48,6 +50,8 @@ struct File {
     #[serde(default)]
     kernel: Kernel,
     #[serde(default)]
+    metrics: Metrics,
+    #[serde(default)]
     originate: Vec<Originate>,
     #[serde(default)]
     neighbor: Vec<Neighbor>,
@@ -60,6 +64,12 @@ struct File {
 struct Kernel {
     #[serde(default)]
     install: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metrics {
+    listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -368,6 +378,7 @@ pub fn parse(text: &str, password: &dyn Fn(&str) -> anyhow::Result<String>) -> a
         config,
         originate,
         install: file.kernel.install,
+        metrics_listen: file.metrics.listen,
         warnings,
     })
 }

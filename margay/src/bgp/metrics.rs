@@ -92,11 +92,12 @@ impl PerPeer {
         let last = neighbor.last_notification;
         set(&self.error_code, last.map_or(0, |last| last.code.into()));
         set(&self.error_subcode, last.map_or(0, |last| last.subcode.into()));
-        self.established.get_or_create(&labels).inc_by(neighbor.established_count);
+        self.established
+            .get_or_create(&labels)
+            .inc_by(neighbor.established_count);
         self.flaps.get_or_create(&labels).inc_by(neighbor.flaps);
-        let with = |more: &[(&'static str, String)]| -> Labels {
-            labels.iter().chain(more).cloned().collect()
-        };
+        let with =
+            |more: &[(&'static str, String)]| -> Labels { labels.iter().chain(more).cloned().collect() };
         for (family, counts) in &neighbor.by_family {
             let labels = with(&[("family", family.to_string())]);
             let set = |family: &Family<Labels, Gauge>, value: usize| {
@@ -111,38 +112,104 @@ impl PerPeer {
             (&self.messages_out, &neighbor.sent_by_type),
         ] {
             for (kind, count) in types(counts) {
-                counter.get_or_create(&with(&[("type", kind.to_owned())])).inc_by(count);
+                counter
+                    .get_or_create(&with(&[("type", kind.to_owned())]))
+                    .inc_by(count);
             }
         }
         for seen in &neighbor.notifications {
-            let counter = if seen.sent { &self.notifications_out } else { &self.notifications_in };
-            let kind = [("code", seen.code.to_string()), ("subcode", seen.subcode.to_string())];
+            let counter = if seen.sent {
+                &self.notifications_out
+            } else {
+                &self.notifications_in
+            };
+            let kind = [
+                ("code", seen.code.to_string()),
+                ("subcode", seen.subcode.to_string()),
+            ];
             counter.get_or_create(&with(&kind)).inc_by(seen.count);
         }
     }
 
     fn register(self, registry: &mut Registry) {
-        let mut gauge = |name: &str, help: &str, metric: Family<Labels, Gauge>| registry.register(name, help, metric);
+        let mut gauge =
+            |name: &str, help: &str, metric: Family<Labels, Gauge>| registry.register(name, help, metric);
         gauge("bgp_peer_up", "1 while the session is established", self.up);
-        gauge("bgp_peer_state", "State of RFC 4271: 1 Idle to 6 Established", self.state);
+        gauge(
+            "bgp_peer_state",
+            "State of RFC 4271: 1 Idle to 6 Established",
+            self.state,
+        );
         gauge("bgp_routes_received", "Prefixes received", self.received);
-        gauge("bgp_routes_accepted", "Prefixes accepted by import", self.accepted);
-        gauge("bgp_routes_advertised", "Prefixes given to the peer", self.advertised);
-        gauge("bgp_routes_stale", "Prefixes kept for the peer's return", self.stale);
-        gauge("bgp_peer_backlog_paths", "Paths the peer will be told anew", self.backlog_paths);
-        gauge("bgp_peer_last_error_code", "Code of the last NOTIFICATION", self.error_code);
-        gauge("bgp_peer_last_error_subcode", "Subcode of the last NOTIFICATION", self.error_subcode);
+        gauge(
+            "bgp_routes_accepted",
+            "Prefixes accepted by import",
+            self.accepted,
+        );
+        gauge(
+            "bgp_routes_advertised",
+            "Prefixes given to the peer",
+            self.advertised,
+        );
+        gauge(
+            "bgp_routes_stale",
+            "Prefixes kept for the peer's return",
+            self.stale,
+        );
+        gauge(
+            "bgp_peer_backlog_paths",
+            "Paths the peer will be told anew",
+            self.backlog_paths,
+        );
+        gauge(
+            "bgp_peer_last_error_code",
+            "Code of the last NOTIFICATION",
+            self.error_code,
+        );
+        gauge(
+            "bgp_peer_last_error_subcode",
+            "Subcode of the last NOTIFICATION",
+            self.error_subcode,
+        );
         let mut gauge = |name: &str, help: &str, unit: Unit, metric: Family<Labels, Gauge>| {
             registry.register_with_unit(name, help, unit, metric);
         };
-        gauge("bgp_peer_state_age", "Time in the present state", Unit::Seconds, self.age);
-        gauge("bgp_peer_uptime", "Time established; 0 while it is not", Unit::Seconds, self.uptime);
-        gauge("bgp_peer_backlog", "What the peer has not taken yet", Unit::Bytes, self.backlog_bytes);
-        let mut counter = |name: &str, help: &str, metric: Family<Labels, Counter>| registry.register(name, help, metric);
-        counter("bgp_messages_received", "Messages from the peer", self.messages_in);
+        gauge(
+            "bgp_peer_state_age",
+            "Time in the present state",
+            Unit::Seconds,
+            self.age,
+        );
+        gauge(
+            "bgp_peer_uptime",
+            "Time established; 0 while it is not",
+            Unit::Seconds,
+            self.uptime,
+        );
+        gauge(
+            "bgp_peer_backlog",
+            "What the peer has not taken yet",
+            Unit::Bytes,
+            self.backlog_bytes,
+        );
+        let mut counter =
+            |name: &str, help: &str, metric: Family<Labels, Counter>| registry.register(name, help, metric);
+        counter(
+            "bgp_messages_received",
+            "Messages from the peer",
+            self.messages_in,
+        );
         counter("bgp_messages_sent", "Messages to the peer", self.messages_out);
-        counter("bgp_notifications_received", "NOTIFICATIONs from the peer", self.notifications_in);
-        counter("bgp_notifications_sent", "NOTIFICATIONs to the peer", self.notifications_out);
+        counter(
+            "bgp_notifications_received",
+            "NOTIFICATIONs from the peer",
+            self.notifications_in,
+        );
+        counter(
+            "bgp_notifications_sent",
+            "NOTIFICATIONs to the peer",
+            self.notifications_out,
+        );
         counter("bgp_peer_established", "Sessions established", self.established);
         counter("bgp_peer_flaps", "Established sessions lost", self.flaps);
     }
@@ -164,7 +231,11 @@ pub(crate) fn register(registry: &mut Registry, summary: &Summary, neighbors: &[
     registry.register("bgp_rib_prefixes", "Destinations in the table", prefixes);
     let sets = Gauge::<i64>::default();
     sets.set(number(summary.attribute_sets));
-    registry.register("bgp_rib_attribute_sets", "Distinct attribute sets in memory", sets);
+    registry.register(
+        "bgp_rib_attribute_sets",
+        "Distinct attribute sets in memory",
+        sets,
+    );
     let in_sync = Gauge::<i64>::default();
     in_sync.set(summary.in_sync.into());
     registry.register("bgp_in_sync", "1 once the peers have told their routes", in_sync);

@@ -7,6 +7,7 @@
 pub(crate) mod api;
 pub mod file;
 mod kernel;
+pub(crate) mod metrics;
 pub(crate) mod run;
 pub(crate) mod tor;
 

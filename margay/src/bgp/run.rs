@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::api::{self, HasSpeaker};
 use super::file::{self, Speaker};
 use super::kernel::Kernel;
+use super::metrics;
 use crate::api::DEFAULT_SOCKET;
 use crate::node::api::bind_socket;
 
@@ -47,6 +48,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut speaker = read(&options.config)?;
     let (listener, _lock) = bind_socket(&options.socket)?;
+    let metrics_listener = match speaker.metrics_listen {
+        None => None,
+        Some(address) => Some(
+            tokio::net::TcpListener::bind(address)
+                .await
+                .with_context(|| format!("metrics.listen: cannot serve on {address}"))?,
+        ),
+    };
     let kernel = if speaker.install {
         alone_on_this_machine(&options.socket)?;
         Some(Kernel::start()?)
@@ -70,6 +79,10 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         "speaker started"
     );
     let routes: Router = api::router().with_state(Alone(Arc::clone(&handle)));
+    if let Some(listener) = metrics_listener {
+        let routes: Router = metrics::router().with_state(Alone(Arc::clone(&handle)));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+    }
     let mut served = tokio::spawn(async move { axum::serve(listener, routes).await });
     let ended = loop {
         tokio::select! {
@@ -118,6 +131,10 @@ async fn reload(path: &Path, running: &mut Speaker, handle: &Handle, restarting:
     if new.install != running.install {
         tracing::warn!("kernel.install takes effect when the speaker is started again");
         new.install = running.install;
+    }
+    if new.metrics_listen != running.metrics_listen {
+        tracing::warn!("metrics.listen takes effect when the speaker is started again");
+        new.metrics_listen = running.metrics_listen;
     }
     if let Err(error) = handle.reconfigure(new.config.clone()).await {
         tracing::error!(%error, "the configuration is not in force wholly");

@@ -1,15 +1,17 @@
 //! `margay bgp …`: what the speaker of this node knows, in the columns that BIRD and FRR users know.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use bgpd::view::{Neighbor, Route, RouteStatus, State, Summary};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
 use super::output::{Columns, Format, OutputArgs, age, counted, emit, emit_line, emit_structured};
-use super::{Global, examples, tor_config};
+use super::{Global, bgp_nodes, examples, tor_config};
 use crate::bgp::api::{Change, ClearRequest, ClearWhat, DrainRequest};
 use crate::bgp::{file, run as speaker};
 use crate::logging;
@@ -17,12 +19,16 @@ use crate::logging;
 #[derive(Debug, Subcommand)]
 pub(super) enum BgpVerb {
     /// Peers, one a line
-    Summary(OutputArgs),
+    #[command(after_help = examples::BGP_SUMMARY)]
+    Summary(SummaryArgs),
     /// Peers in detail
     Neighbors(NeighborsArgs),
     /// Routes, with the reason for each that is not used
     #[command(after_help = examples::BGP_ROUTES)]
     Routes(RoutesArgs),
+    /// The table with every accepted path as an MRT file (RFC 6396), for bgpdump and its like
+    #[command(after_help = examples::BGP_DUMP)]
+    Dump(DumpArgs),
     /// Changes as they happen: sessions, and the routes in use
     Watch(WatchArgs),
     /// Begin anew with a peer: its session, or only the routes of one direction
@@ -36,6 +42,22 @@ pub(super) enum BgpVerb {
     /// Run a speaker or route reflector in the foreground, without datastore and node daemon
     #[command(after_help = examples::BGP_RUN)]
     Run(RunArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SummaryArgs {
+    /// Every node of the cluster, as each said last in the datastore; needs no daemon and no rights but to read that
+    #[arg(long)]
+    all_nodes: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DumpArgs {
+    /// Where to; standard output when absent, or `-`
+    #[arg(long, value_name = "FILE")]
+    mrt: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -200,7 +222,9 @@ impl View {
 
 pub(super) async fn run(global: &Global, verb: BgpVerb) -> anyhow::Result<ExitCode> {
     match verb {
-        BgpVerb::Summary(args) => summary(global, &args).await?,
+        BgpVerb::Summary(args) if args.all_nodes => bgp_nodes::run(global, &args.output).await?,
+        BgpVerb::Summary(args) => summary(global, &args.output).await?,
+        BgpVerb::Dump(args) => dump(global, &args).await?,
         BgpVerb::Neighbors(args) => neighbors(global, &args).await?,
         BgpVerb::Routes(args) => routes(global, &args).await?,
         BgpVerb::Watch(args) => watch(global, &args).await?,
@@ -287,6 +311,23 @@ async fn drain(global: &Global, args: &DrainArgs) -> anyhow::Result<()> {
         (true, true) => "still draining: the configuration says drain = true".to_owned(),
         (false, _) => format!("in service: {told} told"),
     });
+    Ok(())
+}
+
+async fn dump(global: &Global, args: &DumpArgs) -> anyhow::Result<()> {
+    let file = args.mrt.as_deref().filter(|path| *path != Path::new("-"));
+    if file.is_none() && std::io::stdout().is_terminal() {
+        anyhow::bail!(
+            "an MRT file is nothing for a terminal: name one with --mrt FILE, or send the output somewhere"
+        );
+    }
+    let dump = global.client().fetch_bytes("/v1/bgp/dump").await?;
+    match file {
+        Some(path) => {
+            std::fs::write(path, &dump).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        None => std::io::stdout().lock().write_all(&dump)?,
+    }
     Ok(())
 }
 
@@ -492,7 +533,18 @@ fn describe(n: &Neighbor) -> String {
         "messages",
         format!("{} in, {} out", s.messages_in, s.messages_out),
     );
-    line("established", counted(n.established_count, "time"));
+    let received = &n.received_by_type;
+    let sent = &n.sent_by_type;
+    line("updates", format!("{} in, {} out", received.update, sent.update));
+    if n.backlog.bytes > 0 || n.backlog.paths > 0 {
+        let waiting = format!("{} bytes, {}", n.backlog.bytes, counted(n.backlog.paths, "path"));
+        line("not sent yet", waiting);
+    }
+    let times = counted(n.established_count, "time");
+    line(
+        "established",
+        format!("{times}, lost {}", counted(n.flaps, "time")),
+    );
     text
 }
 

@@ -98,7 +98,9 @@ fn summaries(
             continue;
         }
         let agent = report.agent.unwrap_or_default();
-        let daemon = [agent.bird_v4, agent.bird_v6].into_iter().find(|daemon| daemon.router_id.is_some());
+        let daemon = [agent.bird_v4, agent.bird_v6]
+            .into_iter()
+            .find(|daemon| daemon.router_id.is_some());
         let daemon = daemon.unwrap_or_default();
         rows.insert(
             node.clone(),
@@ -140,7 +142,11 @@ fn table(rows: &[NodeSummary], wide: bool, now: Timestamp) -> String {
             Some(seconds) => age(seconds),
         };
         if row.peers.is_empty() {
-            let info = if row.age_seconds.is_some() { "no peers" } else { "has not reported" };
+            let info = if row.age_seconds.is_some() {
+                "no peers"
+            } else {
+                "has not reported"
+            };
             let mut cells = vec![row.node.clone()];
             cells.extend(std::iter::repeat_n("-".to_owned(), 7));
             cells.extend([old.clone(), info.to_owned()]);
@@ -149,11 +155,13 @@ fn table(rows: &[NodeSummary], wide: bool, now: Timestamp) -> String {
         for peer in &row.peers {
             let since: Option<Timestamp> = peer.since.parse().ok();
             let seconds = since.map(|since| u64::try_from(now.duration_since(since).as_secs()).unwrap_or(0));
-            let count = |count: Option<usize>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
+            let count =
+                |count: Option<usize>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
             let mut cells = vec![
                 row.node.clone(),
                 peer.peer_ip.to_string(),
-                peer.as_number.map_or_else(|| "-".to_owned(), |asn| asn.to_string()),
+                peer.as_number
+                    .map_or_else(|| "-".to_owned(), |asn| asn.to_string()),
                 peer.state.clone(),
                 seconds.map_or_else(|| "-".to_owned(), age),
                 count(peer.received),
@@ -164,8 +172,13 @@ fn table(rows: &[NodeSummary], wide: bool, now: Timestamp) -> String {
             ];
             if wide {
                 cells.push(peer.name.clone().unwrap_or_default());
-                let kind = peer.peer_type.map(|kind| serde_json::to_value(kind).unwrap_or_default());
-                cells.push(kind.and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default());
+                let kind = peer
+                    .peer_type
+                    .map(|kind| serde_json::to_value(kind).unwrap_or_default());
+                cells.push(
+                    kind.and_then(|kind| kind.as_str().map(str::to_owned))
+                        .unwrap_or_default(),
+                );
             }
             table.row(cells);
         }
@@ -190,8 +203,10 @@ mod tests {
     #[test]
     fn the_newest_report_of_each_node_is_shown_with_its_age() {
         let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
-        let peer = |address: &str, state: &str| json!({"peerIP": address, "type": "NodeMesh", "state": state, "since": "2026-01-01T00:58:00Z",
-            "asNumber": 64512, "received": 4, "accepted": 3, "advertised": 2, "name": "m"});
+        let peer = |address: &str, state: &str| {
+            json!({"peerIP": address, "type": "NodeMesh", "state": state, "since": "2026-01-01T00:58:00Z",
+            "asNumber": 64512, "received": 4, "accepted": 3, "advertised": 2, "name": "m"})
+        };
         let rows = summaries(
             ["a", "b", "c", "d"].map(str::to_owned).into_iter(),
             [
@@ -209,8 +224,15 @@ mod tests {
             now,
         );
         assert_eq!(
-            rows.iter().map(|row| (row.node.as_str(), row.age_seconds, row.stale)).collect::<Vec<_>>(),
-            [("a", Some(30), false), ("b", Some(720), true), ("c", Some(5), false), ("d", None, false)]
+            rows.iter()
+                .map(|row| (row.node.as_str(), row.age_seconds, row.stale))
+                .collect::<Vec<_>>(),
+            [
+                ("a", Some(30), false),
+                ("b", Some(720), true),
+                ("c", Some(5), false),
+                ("d", None, false)
+            ]
         );
         assert_eq!(
             table(&rows, true, now),

@@ -148,6 +148,16 @@ Examples:
 
 The word KEY stands where a TCP-MD5 key belongs: keys are not in the datastore.";
 
+pub(super) const BGP_SUMMARY: &str = "\
+Examples:
+  margay bgp summary
+  margay bgp summary --all-nodes               the whole cluster, from the datastore";
+
+pub(super) const BGP_DUMP: &str = "\
+Examples:
+  margay bgp dump --mrt table.mrt
+  margay bgp dump | bgpdump -m -";
+
 pub(super) const BGP_RUN: &str = "\
 Examples:
   margay bgp run --config speaker.toml

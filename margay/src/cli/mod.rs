@@ -4,6 +4,7 @@
 //! understood. Messages go to standard error, answers to standard output.
 
 mod bgp;
+mod bgp_nodes;
 mod columns;
 mod completions;
 mod diff;

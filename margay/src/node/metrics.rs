@@ -4,7 +4,7 @@
 //! Names are the field's where the field has one (`felix_…` as Calico's dashboards know them), base units,
 //! `_total` on counters. Labels are bounded by the configuration: peers and families, never prefixes.
 
-use bgpd::view::{State, Summary};
+use bgpd::view::{Neighbor, Summary};
 use felix::status::Status;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -18,8 +18,8 @@ type Labels = Vec<(&'static str, String)>;
 pub(super) struct Scrape<'a> {
     /// The agent's snapshot.
     pub(super) agent: &'a Status,
-    /// The speaker's snapshot; none where BGP is off.
-    pub(super) bgp: Option<&'a Summary>,
+    /// The speaker's snapshot and its peers; none where BGP is off.
+    pub(super) bgp: Option<(&'a Summary, &'a [Neighbor])>,
     /// Whether the mirror of the store is complete and current.
     pub(super) datastore_in_sync: bool,
     /// Last revision of the store that was seen.
@@ -55,8 +55,8 @@ pub(super) fn render(scrape: &Scrape<'_>) -> String {
         scrape.datastore_revision,
     );
     agent(&mut registry, scrape.agent);
-    if let Some(summary) = scrape.bgp {
-        bgp(&mut registry, summary);
+    if let Some((summary, neighbors)) = scrape.bgp {
+        crate::bgp::metrics::register(&mut registry, summary, neighbors);
     }
     let mut text = String::new();
     // Writing into a String cannot fail.
@@ -187,52 +187,4 @@ fn agent(registry: &mut Registry, status: &Status) {
         "Connections cut by a stricter policy",
         counters.connections_cut,
     );
-}
-
-fn bgp(registry: &mut Registry, summary: &Summary) {
-    let up = Family::<Labels, Gauge>::default();
-    let since = Family::<Labels, Gauge>::default();
-    let received = Family::<Labels, Gauge>::default();
-    let accepted = Family::<Labels, Gauge>::default();
-    let advertised = Family::<Labels, Gauge>::default();
-    let messages_in = Family::<Labels, Counter>::default();
-    let messages_out = Family::<Labels, Counter>::default();
-    for peer in &summary.peers {
-        let labels: Labels = vec![("peer", peer.address.to_string()), ("name", peer.name.clone())];
-        up.get_or_create(&labels)
-            .set((peer.state == State::Established).into());
-        since
-            .get_or_create(&labels)
-            .set(i64::try_from(peer.since_seconds).unwrap_or(i64::MAX));
-        let count = |family: &Family<Labels, Gauge>, value: usize| {
-            family
-                .get_or_create(&labels)
-                .set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        count(&received, peer.received);
-        count(&accepted, peer.accepted);
-        count(&advertised, peer.advertised);
-        messages_in.get_or_create(&labels).inc_by(peer.messages_in);
-        messages_out.get_or_create(&labels).inc_by(peer.messages_out);
-    }
-    registry.register("bgp_peer_up", "1 while the session is established", up);
-    registry.register_with_unit(
-        "bgp_peer_state_age",
-        "Time in the present state",
-        Unit::Seconds,
-        since,
-    );
-    registry.register("bgp_routes_received", "Prefixes received", received);
-    registry.register("bgp_routes_accepted", "Prefixes accepted by import", accepted);
-    registry.register("bgp_routes_advertised", "Prefixes given to the peer", advertised);
-    registry.register("bgp_messages_received", "Messages from the peer", messages_in);
-    registry.register("bgp_messages_sent", "Messages to the peer", messages_out);
-    let prefixes = Family::<Labels, Gauge>::default();
-    for (family, count) in &summary.prefixes {
-        let value = i64::try_from(*count).unwrap_or(i64::MAX);
-        prefixes
-            .get_or_create(&vec![("family", family.to_string())])
-            .set(value);
-    }
-    registry.register("bgp_rib_prefixes", "Destinations in the table", prefixes);
 }

@@ -716,13 +716,14 @@ impl Daemon {
             let mirror = self.mirror.borrow();
             (mirror.state == State::InSync, mirror.revision.raw())
         };
-        let summary = match self.speaker() {
-            Some(speaker) => speaker.summary().await.ok(),
-            None => None,
+        let (summary, neighbors) = match self.speaker() {
+            Some(speaker) => (speaker.summary().await.ok(), speaker.neighbors().await),
+            None => (None, Ok(Vec::new())),
         };
+        let neighbors = neighbors.unwrap_or_default();
         metrics::render(&metrics::Scrape {
             agent: &agent,
-            bgp: summary.as_ref(),
+            bgp: summary.as_ref().map(|summary| (summary, neighbors.as_slice())),
             datastore_in_sync: in_sync,
             datastore_revision: revision,
             uptime_seconds: self.started.elapsed().as_secs(),

@@ -36,12 +36,27 @@ pub(super) fn main_if_asked() -> Option<ExitCode> {
         ["echo", port] => echo(port),
         ["talk", address, port, patience] => talk(address, port, patience),
         ["put", key] => put(key),
+        ["keys", prefix] => keys(prefix),
         _ => Err(anyhow::anyhow!("no such probe: {words:?}")),
     };
     Some(done.unwrap_or_else(|error| {
         eprintln!("probe: {error:#}");
         ExitCode::from(3)
     }))
+}
+
+/// What lies below a prefix of the store: a line each, key and value.
+fn keys(prefix: &str) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let store = datastore::open(&std::env::var(datastore::URL_ENV)?).await?;
+        for entry in store.list(prefix).await?.entries {
+            println!("{} {}", entry.key, String::from_utf8_lossy(&entry.value));
+        }
+        anyhow::Ok(ExitCode::SUCCESS)
+    })
 }
 
 fn listen(ports: &[&str]) -> anyhow::Result<ExitCode> {

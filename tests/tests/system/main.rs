@@ -8,6 +8,7 @@ mod flows;
 mod kill;
 mod lab;
 mod repair;
+mod reports;
 mod rig;
 mod routers;
 mod spoof;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
             daemon::cases(),
             kill::cases(),
             repair::cases(),
+            reports::cases(),
             lab::cases(),
             routers::cases(),
             spoof::cases(),

@@ -147,8 +147,8 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    fn wanted(period: u64) -> BTreeMap<String, Duration> {
-        BTreeMap::from([("own".to_owned(), period * S)])
+    fn wanted(period: u32) -> BTreeMap<String, Duration> {
+        BTreeMap::from([("own".to_owned(), S * period)])
     }
 
     /// Follows the schedule for `time`, always writing, and stirring every `every`; gives the times of the writes.
