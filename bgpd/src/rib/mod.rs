@@ -127,6 +127,9 @@ pub struct ShownPath {
     pub step: Option<decision::Step>,
 }
 
+/// Paths with their attributes, best first.
+pub type Paths = SmallVec<[(Path, Arc<PathAttributes>); 1]>;
+
 impl Rib {
     /// An empty RIB. `seed` salts its hash tables.
     pub fn new(multipath: usize, seed: u64) -> Self {
@@ -505,7 +508,7 @@ impl Rib {
     }
 
     /// All paths of a family, by prefix, best first.
-    pub fn all_paths(&self, family: Family) -> Vec<(Prefix, SmallVec<[(Path, Arc<PathAttributes>); 1]>)> {
+    pub fn all_paths(&self, family: Family) -> Vec<(Prefix, Paths)> {
         let mut found = Vec::new();
         table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
             let with_attributes = paths.iter().filter_map(|path| Some((*path, Arc::clone(self.store.get(path.attr)?))));
