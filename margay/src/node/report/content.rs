@@ -218,6 +218,7 @@ mod tests {
         PeerSummary {
             name: name.into(),
             address: address.parse().unwrap(),
+            interface: None,
             asn: Some(65001),
             peer_type: None,
             state,
