@@ -425,7 +425,7 @@ pub struct Route {
     pub local_pref: Option<u32>,
     /// MULTI_EXIT_DISC.
     pub med: Option<u32>,
-    /// Communities, standard then large.
+    /// Communities: standard, then large, then extended.
     pub communities: Vec<String>,
     /// ORIGINATOR_ID (RFC 4456).
     pub originator_id: Option<Ipv4Addr>,

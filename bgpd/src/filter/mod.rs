@@ -11,6 +11,8 @@ use std::fmt;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::wire::ExtendedCommunity;
+
 /// Ordered rules and what happens to a route that none of them matches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Filter {
@@ -280,13 +282,15 @@ pub enum Operation {
     SetMed(u32),
 }
 
-/// A standard (RFC 1997) or large (RFC 8092) community.
+/// A standard (RFC 1997), large (RFC 8092) or extended (RFC 4360) community.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Community {
     /// `65000:1`.
     Standard(u32),
     /// `65000:1:2`.
     Large(u32, u32, u32),
+    /// `rt:65000:1`, `soo:65000:1`, or eight bytes as `0x…`.
+    Extended(ExtendedCommunity),
 }
 
 impl Community {
@@ -309,13 +313,16 @@ impl fmt::Display for Community {
             Self::GRACEFUL_SHUTDOWN => f.write_str("graceful-shutdown"),
             Self::Standard(value) => write!(f, "{}:{}", value >> 16, value & 0xffff),
             Self::Large(admin, one, two) => write!(f, "{admin}:{one}:{two}"),
+            Self::Extended(community) => community.fmt(f),
         }
     }
 }
 
 /// A community that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a community: write 65000:1, 65000:1:2 or a well-known name such as no-export")]
+#[error(
+    "{0:?} is not a community: write 65000:1, 65000:1:2, rt:65000:1 or a well-known name such as no-export"
+)]
 pub struct CommunityError(String);
 
 impl std::str::FromStr for Community {
@@ -328,6 +335,9 @@ impl std::str::FromStr for Community {
             "no-export-subconfed" => return Ok(Self::NO_EXPORT_SUBCONFED),
             "graceful-shutdown" => return Ok(Self::GRACEFUL_SHUTDOWN),
             _ => {}
+        }
+        if let Ok(community) = text.parse() {
+            return Ok(Self::Extended(community));
         }
         let fail = || CommunityError(text.to_owned());
         let parts: Vec<u32> = text

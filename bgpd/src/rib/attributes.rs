@@ -141,6 +141,7 @@ impl AttributeView for PathAttributes {
                 local1,
                 local2,
             }),
+            Community::Extended(community) => self.extended_communities.contains(&community),
         }
     }
 
@@ -169,6 +170,12 @@ pub fn apply(operations: &[Operation], attributes: &mut PathAttributes) {
                     local1: *local1,
                     local2: *local2,
                 });
+            }
+            Operation::AddCommunity(Community::Extended(community)) => {
+                attributes.add_extended_community(*community);
+            }
+            Operation::RemoveCommunity(Community::Extended(community)) => {
+                attributes.extended_communities.retain(|c| c != community);
             }
             Operation::RemoveCommunity(Community::Standard(value)) => {
                 attributes.communities.retain(|c| c.0 != *value);

@@ -826,6 +826,7 @@ fn origin_attributes(origin: &OriginAttributes) -> PathAttributes {
                     local2,
                 });
             }
+            Community::Extended(community) => attributes.add_extended_community(community),
         }
     }
     attributes

@@ -313,6 +313,7 @@ impl Speaker {
     ) -> Route {
         let standard = attributes.communities.iter().map(ToString::to_string);
         let large = attributes.large_communities.iter().map(ToString::to_string);
+        let extended = attributes.extended_communities.iter().map(ToString::to_string);
         Route {
             prefix: IpNetwork::from(nlri.prefix),
             path_id: (nlri.path_id != 0).then_some(nlri.path_id),
@@ -330,7 +331,7 @@ impl Speaker {
             .to_owned(),
             local_pref: attributes.local_pref,
             med: attributes.med,
-            communities: standard.chain(large).collect(),
+            communities: standard.chain(large).chain(extended).collect(),
             originator_id: attributes.originator_id,
             cluster_list: attributes.cluster_list.to_vec(),
         }

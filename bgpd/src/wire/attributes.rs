@@ -309,6 +309,13 @@ impl PathAttributes {
         }
     }
 
+    /// Adds an extended community, once.
+    pub fn add_extended_community(&mut self, community: ExtendedCommunity) {
+        if let Err(position) = self.extended_communities.binary_search(&community) {
+            self.extended_communities.insert(position, community);
+        }
+    }
+
     /// Attaches a large community, keeping the list canonical.
     pub fn add_large_community(&mut self, community: LargeCommunity) {
         if let Err(at) = self.large_communities.binary_search(&community) {

@@ -107,6 +107,44 @@ impl fmt::Display for ExtendedCommunity {
     }
 }
 
+impl FromStr for ExtendedCommunity {
+    type Err = ParseCommunityError;
+
+    /// What is shown is read: `rt:65000:1`, `soo:70000:7`, `rt:10.0.0.1:5`, `0x…` with sixteen digits.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = || {
+            if let Some(digits) = text.strip_prefix("0x") {
+                let all = digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+                return u64::from_str_radix(digits, 16).ok().filter(|_| all);
+            }
+            let (name, value) = text.split_once(':')?;
+            let subtype: u64 = match name {
+                "rt" => 2,
+                "soo" => 3,
+                _ => return None,
+            };
+            let (administrator, number) = value.rsplit_once(':')?;
+            // RFC 4360 §3.1, §3.2 and RFC 5668: what is left of eight bytes decides how large the number may be.
+            let (kind, value) = if let Ok(address) = administrator.parse::<std::net::Ipv4Addr>() {
+                let number: u16 = number.parse().ok()?;
+                (1, u64::from(address.to_bits()) << 16 | u64::from(number))
+            } else if let Ok(asn) = administrator.parse::<u16>() {
+                let number: u32 = number.parse().ok()?;
+                (0, u64::from(asn) << 32 | u64::from(number))
+            } else {
+                let asn: u32 = administrator.parse().ok()?;
+                let number: u16 = number.parse().ok()?;
+                (2, u64::from(asn) << 16 | u64::from(number))
+            };
+            Some(kind << 56 | subtype << 48 | value)
+        };
+        parsed().map(Self).ok_or_else(|| ParseCommunityError {
+            text: text.to_owned(),
+            expected: "rt:ADMINISTRATOR:NUMBER, soo:ADMINISTRATOR:NUMBER or 0x and sixteen digits",
+        })
+    }
+}
+
 /// RFC 8092 large community, written `70000:1:2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LargeCommunity {
@@ -203,5 +241,18 @@ mod tests {
             "0x4004000000000000"
         );
         assert!(!ExtendedCommunity(0x4004_0000_0000_0000).is_transitive());
+        for text in ["rt:65000:1", "soo:70000:7", "rt:10.0.0.1:5", "0x4004000000000000"] {
+            assert_eq!(text.parse::<ExtendedCommunity>().unwrap().to_string(), text);
+        }
+        for text in [
+            "rt:1",
+            "rt:70000:70000",
+            "xx:1:1",
+            "0x12",
+            "rt:10.0.0.1:65536",
+            "rt:-1:1",
+        ] {
+            assert!(text.parse::<ExtendedCommunity>().is_err(), "{text:?}");
+        }
     }
 }
