@@ -377,13 +377,16 @@ impl<'a, 'c> Walk<'a, 'c> {
         let length = reader.u8().map_err(disable)?;
         let next_hop = reader.take(usize::from(length)).map_err(disable)?;
         // RFC 7606 §7.11: with an unexpected length the list behind cannot be located for sure.
-        let next_hop = mp_next_hop(next_hop, family, context.extended_next_hop)
-            .ok_or(Cost::Disable(family, Fault::Length))?;
+        let next_hop = mp_next_hop(next_hop, family, true).ok_or(Cost::Disable(family, Fault::Length))?;
         let _reserved = reader.u8().map_err(disable)?;
         let prefixes = PrefixIter::validate(reader.take_rest(), family, context.add_path)
             .map_err(|_| Cost::Disable(family, Fault::Value))?;
         self.mp_reach = Some(Announcement { next_hop, prefixes });
-        if next_hop.is_host() {
+        // A next hop as RFC 8950 has it where that was not agreed leaves no doubt where the list is. Some speakers pass such
+        // routes on to whoever is there; it must not cost their other routes.
+        let agreed =
+            context.extended_next_hop || family != Family::Ipv4Unicast || matches!(next_hop, NextHop::V4(_));
+        if agreed && next_hop.is_host() {
             Ok(())
         } else {
             Err(Cost::Withdraw(Fault::Value))

@@ -299,9 +299,11 @@ fn cases() -> Vec<Case> {
             {
                 let mut value = mp_reach_value();
                 value[1] = 1;
+                value.truncate(21);
+                value.extend([24, 10, 9, 9]);
                 attribute(0x80, 14, &value)
             },
-            Disable,
+            Withdraw,
         ),
         case(
             "mp_reach: no reserved byte",
