@@ -175,7 +175,7 @@ fn import(c: &mut Criterion) {
             |mut speaker| {
                 let down = SessionEvent::Down {
                     reason: String::new(),
-                    retain: false,
+                    retain: bgpd::fsm::Retain::Nothing,
                 };
                 speaker.handle_session(1, down, Instant::now());
                 assert!(drain(&mut speaker, 2) > 5_000_000);

@@ -144,8 +144,8 @@ pub enum SessionEvent {
     Down {
         /// Why.
         reason: String,
-        /// RFC 4724 §4.2, RFC 8538 §4: the peer is expected back, and its routes are to be kept as stale.
-        retain: bool,
+        /// What becomes of its routes.
+        retain: Retain,
     },
     /// An attempt failed before anything was established. Who waits for the peer need not wait on.
     AttemptFailed {
@@ -160,6 +160,19 @@ pub enum SessionEvent {
     Refresh(Family),
     /// The peer begins (or ends) repeating its routes; what it does not repeat in between is gone (RFC 7313).
     Repeats(Family, RefreshPhase),
+}
+
+/// What becomes of a lost peer's routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retain {
+    /// They are forgotten.
+    Nothing,
+    /// RFC 4724 §4.2, RFC 8538 §4: the peer is expected back. What it told in this session is kept as stale, what was stale already is
+    /// forgotten.
+    Fresh,
+    /// The session was hardly there when it fell victim to a collision that the peer decided differently: nothing restarted,
+    /// and what was stale before stays so.
+    Everything,
 }
 
 /// A demarcation of RFC 7313.

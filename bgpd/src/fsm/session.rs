@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, RefreshPhase, RouteUpdate,
-    SessionEvent, Transmit, Transport, keepalive_interval, local_open, negotiate,
+    Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, RefreshPhase, Retain,
+    RouteUpdate, SessionEvent, Transmit, Transport, keepalive_interval, local_open, negotiate,
 };
 use crate::config::{Family, PeerConfig};
 use crate::view::State;
@@ -684,12 +684,21 @@ impl Session {
         if was_established {
             let graceful = gracefully(&connection).is_some();
             let through = graceful && retains_through_notification(&connection);
-            let retain = self.running
-                && match &ending {
-                    Ending::Lost => graceful,
-                    Ending::Sent(n) | Ending::Received(n) => through && !n.is_hard_reset(),
-                    Ending::Silent => false,
-                };
+            // §6.8: the peer saw two connections where we saw one established, and gave up ours for the other, which we have
+            // just discarded. Neither lives, and nobody restarted.
+            let young = connection
+                .established_at
+                .is_some_and(|since| now.duration_since(since) <= COLLISION_WINDOW);
+            let collided = |n: &Notification| {
+                n.code == code::CEASE && n.subcode == cease::CONNECTION_COLLISION_RESOLUTION
+            };
+            let retain = match &ending {
+                _ if !self.running || !graceful => Retain::Nothing,
+                Ending::Received(n) if young && collided(n) => Retain::Everything,
+                Ending::Sent(n) | Ending::Received(n) if !through || n.is_hard_reset() => Retain::Nothing,
+                Ending::Silent => Retain::Nothing,
+                Ending::Lost | Ending::Sent(_) | Ending::Received(_) => Retain::Fresh,
+            };
             self.events.push_back(SessionEvent::Down {
                 reason: reason.clone(),
                 retain,

@@ -209,7 +209,7 @@ impl Table {
 
     fn down(&self) -> Option<(&str, bool)> {
         self.events.iter().find_map(|event| match event {
-            SessionEvent::Down { reason, retain } => Some((reason.as_str(), *retain)),
+            SessionEvent::Down { reason, retain } => Some((reason.as_str(), *retain != Retain::Nothing)),
             _ => None,
         })
     }
@@ -851,4 +851,39 @@ fn only_what_open_or_socket_carry_needs_a_reset() {
     assert!(!resets(|p| p.keepalive = Some(SECOND)));
     assert!(!resets(|p| p.connect_retry = SECOND));
     assert!(!resets(|p| p.max_prefix = Some(1)));
+}
+
+/// §6.8: where we see one established connection the peer may still see two, and give up ours for the other.
+#[test]
+fn a_collision_that_the_peer_decides_differently_is_no_restart() {
+    for (open, subcode, after, wanted) in [
+        (
+            restartable(false),
+            cease::CONNECTION_COLLISION_RESOLUTION,
+            1,
+            Retain::Everything,
+        ),
+        (
+            restartable(false),
+            cease::ADMINISTRATIVE_RESET,
+            1,
+            Retain::Nothing,
+        ),
+        (
+            restartable(false),
+            cease::CONNECTION_COLLISION_RESOLUTION,
+            10,
+            Retain::Nothing,
+        ),
+        (open(), cease::CONNECTION_COLLISION_RESOLUTION, 1, Retain::Nothing),
+    ] {
+        let mut table = Table::established(&open);
+        table.wait(after * SECOND);
+        table.message(1, &notification(code::CEASE, subcode));
+        let down = table.events.iter().find_map(|event| match event {
+            SessionEvent::Down { retain, .. } => Some(*retain),
+            _ => None,
+        });
+        assert_eq!(down, Some(wanted), "{subcode} after {after} s");
+    }
 }

@@ -284,9 +284,11 @@ impl Rib {
     }
 
     /// Marks a peer's paths as waiting for its return. Those that were waiting already are dropped: RFC 4724 §4.2 on
-    /// consecutive restarts. Tells how many wait.
-    pub fn mark_stale(&mut self, peer: PeerIndex, family: Family) -> usize {
-        self.remove_peer_paths(peer, Some(family), |path| path.stale);
+    /// consecutive restarts; unless `again`, because nothing was restarted since. Tells how many wait.
+    pub fn mark_stale(&mut self, peer: PeerIndex, family: Family, again: bool) -> usize {
+        if !again {
+            self.remove_peer_paths(peer, Some(family), |path| path.stale);
+        }
         table!(self, family, table => table.mark_stale(peer, true))
     }
 

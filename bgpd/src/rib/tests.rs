@@ -363,12 +363,12 @@ fn consecutive_restarts_drop_what_was_stale_already() {
         rib.release(attr);
     }
     rib.flush();
-    assert_eq!(rib.mark_stale(1, Family::Ipv4Unicast), 2);
+    assert_eq!(rib.mark_stale(1, Family::Ipv4Unicast, false), 2);
     // One is repeated before the next restart.
     let attr = rib.intern(&attributes(1, 0));
     rib.announce(prefix(1), 1, attr);
     rib.release(attr);
-    assert_eq!(rib.mark_stale(1, Family::Ipv4Unicast), 1);
+    assert_eq!(rib.mark_stale(1, Family::Ipv4Unicast, false), 1);
     rib.flush();
     assert_eq!(rib.prefixes(Family::Ipv4Unicast), 1);
     rib.drop_stale(1, Family::Ipv4Unicast);

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::{Peer, Speaker, at};
 use crate::config::Family;
-use crate::fsm::Negotiated;
+use crate::fsm::{Negotiated, Retain};
 use crate::rib::table::PeerIndex;
 use crate::view::Event;
 
@@ -94,7 +94,7 @@ impl Speaker {
     }
 
     /// A session is lost.
-    pub(super) fn down(&mut self, index: PeerIndex, reason: &str, retain: bool, now: Instant) {
+    pub(super) fn down(&mut self, index: PeerIndex, reason: &str, retain: Retain, now: Instant) {
         let enabled = self.config.graceful_restart.enabled;
         let Some(peer) = self.peers.get_mut(&index) else {
             return;
@@ -116,7 +116,7 @@ impl Speaker {
         let restart = session
             .as_ref()
             .and_then(|(_, n)| n.graceful_restart.clone())
-            .filter(|_| retain && enabled);
+            .filter(|_| retain != Retain::Nothing && enabled);
         self.rib.leave(index);
         let mut stale = Vec::new();
         for family in Family::ALL {
@@ -124,7 +124,7 @@ impl Speaker {
                 .as_ref()
                 .map_or((Duration::ZERO, None), |r| r.kept(family));
             let kept = !short.is_zero() || long_lived.is_some();
-            if kept && self.rib.mark_stale(index, family) > 0 {
+            if kept && self.rib.mark_stale(index, family, retain == Retain::Everything) > 0 {
                 stale.push(Stale {
                     family,
                     until: now + short,
