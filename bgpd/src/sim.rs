@@ -2,7 +2,8 @@
 //!
 //! Nothing sleeps and nothing is random but by the seed, so an hour of flapping takes milliseconds and always ends the same. A
 //! connection is a pair of ordered byte pipes with latency. It can be reset (both ends see TCP fail), its link can be cut
-//! (bytes wait, as TCP would retransmit them; connection attempts get no answer), a node can be killed (its kernel closes the
+//! (bytes wait, as TCP would retransmit them; connection attempts get no answer), packets can be lost (what was in them arrives
+//! late, and what was sent after it later still), a node can be killed (its kernel closes the
 //! sockets) or vanish (nobody hears anything), and started anew.
 
 use std::cmp::Reverse;
@@ -98,6 +99,8 @@ pub struct Node {
     originated: BTreeMap<IpNetwork, OriginAttributes>,
     alive: bool,
     life: u32,
+    /// The earliest of its timers.
+    wake: Option<Instant>,
 }
 
 impl Node {
@@ -120,6 +123,15 @@ pub struct World {
     queue: BinaryHeap<Reverse<(Instant, u64, NodeIndex, Parcel)>>,
     sequence: u64,
     seed: u64,
+    /// Timers of nodes; what is not [`Node::wake`] any more is void.
+    wakes: BinaryHeap<Reverse<(Instant, NodeIndex)>>,
+    /// Nodes to which something happened in this moment.
+    dirty: BTreeSet<NodeIndex>,
+    /// So many packets of a thousand are lost.
+    loss: u64,
+    random: u64,
+    /// The last arrival at an end, kept while packets are lost: pipes keep their order.
+    arrivals: BTreeMap<End, Instant>,
 }
 
 /// The address of node `n`.
@@ -140,6 +152,11 @@ impl World {
             queue: BinaryHeap::new(),
             sequence: 0,
             seed,
+            wakes: BinaryHeap::new(),
+            dirty: BTreeSet::new(),
+            loss: 0,
+            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            arrivals: BTreeMap::new(),
         }
     }
 
@@ -175,6 +192,7 @@ impl World {
             originated: BTreeMap::new(),
             alive: true,
             life: 0,
+            wake: None,
         });
         self.pump(n);
         n
@@ -240,6 +258,12 @@ impl World {
                 self.lose(end);
             }
         }
+        self.pump_dirty();
+    }
+
+    /// From now on so many packets of a thousand are lost, and sent again a fifth of a second later at the earliest.
+    pub fn lose_packets(&mut self, of_thousand: u64) {
+        self.loss = of_thousand;
     }
 
     fn ends(&self, here: NodeIndex, there: NodeIndex) -> Vec<End> {
@@ -274,7 +298,7 @@ impl World {
             running
                 .session
                 .handle_transport(end.conn, Transport::Failed { reason }, now);
-            self.pump(end.node);
+            self.dirty.insert(end.node);
         }
     }
 
@@ -298,6 +322,7 @@ impl World {
         for (from, parcel) in free {
             self.deliver(from, parcel);
         }
+        self.pump_dirty();
     }
 
     /// Kills a node's process: its kernel closes the sockets, and goes on forwarding.
@@ -319,6 +344,7 @@ impl World {
         let node = self.node_mut(n);
         node.alive = false;
         node.life += 1;
+        node.wake = None;
         node.sessions.clear();
     }
 
@@ -352,18 +378,20 @@ impl World {
         self.now = until;
     }
 
-    fn next_wake(&self) -> Option<Instant> {
-        let timers = self.nodes.iter().filter(|node| node.alive).flat_map(|node| {
-            let sessions = node
-                .sessions
-                .values()
-                .map(|running| running.session.poll_timeout());
-            sessions.chain([node.speaker.poll_timeout()])
-        });
+    fn next_wake(&mut self) -> Option<Instant> {
+        let mut timer = None;
+        while let Some(Reverse((at, n))) = self.wakes.peek().copied() {
+            if self.node(n).wake == Some(at) {
+                timer = Some(at);
+                break;
+            }
+            self.wakes.pop();
+        }
         let parcel = self.queue.peek().map(|Reverse((at, ..))| *at);
-        timers.chain([parcel]).flatten().min()
+        [timer, parcel].into_iter().flatten().min()
     }
 
+    /// All that happens in one moment, and then what nodes make of it.
     fn step(&mut self) {
         let now = self.now;
         while self.queue.peek().is_some_and(|Reverse((at, ..))| *at <= now) {
@@ -371,32 +399,60 @@ impl World {
                 self.deliver(from, parcel);
             }
         }
-        for n in 0..self.nodes.len() {
+        while let Some(Reverse((at, n))) = self.wakes.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            self.wakes.pop();
             let node = self.node_mut(n);
-            if !node.alive {
+            if node.wake != Some(at) {
                 continue;
             }
-            let mut fired = false;
+            node.wake = None;
             for running in node.sessions.values_mut() {
                 if running.session.poll_timeout().is_some_and(|at| at <= now) {
                     running.session.handle_timeout(now);
-                    fired = true;
                 }
             }
             if node.speaker.poll_timeout().is_some_and(|at| at <= now) {
                 node.speaker.handle_timeout(now);
-                fired = true;
             }
-            if fired {
-                self.pump(n);
-            }
+            self.dirty.insert(n);
+        }
+        self.pump_dirty();
+    }
+
+    fn pump_dirty(&mut self) {
+        while let Some(n) = self.dirty.pop_first() {
+            self.pump(n);
         }
     }
 
     fn send(&mut self, from: NodeIndex, parcel: Parcel) {
         self.sequence += 1;
-        self.queue
-            .push(Reverse((self.now + self.latency, self.sequence, from, parcel)));
+        let mut at = self.now + self.latency;
+        if self.loss > 0 {
+            let mut again = Duration::from_millis(200);
+            while self.draw() % 1000 < self.loss {
+                at += again;
+                again *= 2;
+            }
+            if let Parcel::SynAck { to, .. } | Parcel::Data { to, .. } | Parcel::Gone { to } = &parcel {
+                let last = self.arrivals.entry(*to).or_insert(at);
+                at = at.max(*last);
+                *last = at;
+            }
+        } else if let Parcel::Data { to, .. } | Parcel::Gone { to } = &parcel
+            && let Some(last) = self.arrivals.get(to)
+        {
+            // What was lost before is still under way.
+            at = at.max(*last);
+        }
+        self.queue.push(Reverse((at, self.sequence, from, parcel)));
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
     }
 
     fn deliver(&mut self, from: NodeIndex, parcel: Parcel) {
@@ -446,7 +502,7 @@ impl World {
                                 .session
                                 .handle_transport(conn, Transport::Accepted { local }, now);
                         }
-                        self.pump(to);
+                        self.dirty.insert(to);
                     }
                     None => self.send(to, Parcel::Refused { to: far }),
                 }
@@ -464,7 +520,7 @@ impl World {
                         // Given up meanwhile.
                         None => self.send(end.node, Parcel::Gone { to: far }),
                     }
-                    self.pump(end.node);
+                    self.dirty.insert(end.node);
                 } else {
                     self.send(end.node, Parcel::Gone { to: far });
                 }
@@ -477,7 +533,7 @@ impl World {
                     running
                         .session
                         .handle_transport(end.conn, Transport::Failed { reason }, now);
-                    self.pump(end.node);
+                    self.dirty.insert(end.node);
                 }
             }
             Parcel::Data { to: end, bytes } => self.receive(end, &bytes),
@@ -517,7 +573,7 @@ impl World {
         if let Some((_, place)) = running.pipes.get_mut(&end.conn) {
             *place = buffer;
         }
-        self.pump(end.node);
+        self.dirty.insert(end.node);
     }
 
     /// Carries out everything a node wants done.
@@ -602,6 +658,18 @@ impl World {
                     }
                     Event::PeerState { .. } => {}
                 }
+            }
+        }
+        let timers = node
+            .sessions
+            .values()
+            .map(|running| running.session.poll_timeout());
+        let wake = timers.chain([node.speaker.poll_timeout()]).flatten().min();
+        let wake = wake.filter(|_| node.alive);
+        if wake != node.wake {
+            node.wake = wake;
+            if let Some(at) = wake {
+                self.wakes.push(Reverse((at, n)));
             }
         }
         for parcel in parcels {
