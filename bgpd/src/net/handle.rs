@@ -55,6 +55,9 @@ pub(crate) enum Command {
         graceful: bool,
         done: oneshot::Sender<()>,
     },
+    /// The task of that peer's session panics.
+    #[cfg(test)]
+    Panic(String),
 }
 
 /// A running speaker. Clones speak to the same one; when the last is dropped it stops as if told to gracefully.
@@ -73,6 +76,12 @@ impl Handle {
     /// and nobody waits for him. Nothing comes when that program does not listen itself.
     pub fn watch(&self) -> broadcast::Receiver<Event> {
         self.watched.subscribe()
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn panic(&self, peer: &str) {
+        // A speaker that has ended shows in what the test asks next.
+        let _ = self.commands.send(Command::Panic(peer.to_owned())).await;
     }
 
     async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, HandleError> {

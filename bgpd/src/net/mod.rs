@@ -22,6 +22,8 @@ mod handle;
 mod owner;
 mod session;
 mod sockopt;
+#[cfg(test)]
+mod tests;
 
 use tokio::sync::mpsc;
 

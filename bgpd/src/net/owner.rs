@@ -19,7 +19,7 @@ use super::handle::{Command, Handle, HandleError};
 use super::session::{Driver, FromSession, Report, ToSession};
 use super::sockopt;
 use crate::config::{PeerConfig, Secret, SpeakerConfig, Ttl};
-use crate::fsm::{self, ConnId, Identity, Session, SessionEvent};
+use crate::fsm::{self, ConnId, Identity, Retain, Session, SessionEvent};
 use crate::rib::table::PeerIndex;
 use crate::speaker::{Order, Speaker};
 use crate::view::{Event, State};
@@ -34,7 +34,11 @@ const GREAT: usize = 50_000;
 /// Batches of events that an onlooker may be behind.
 const WATCHED: usize = 256;
 /// A session whose task panicked rests this long.
-const AFTER_PANIC: Duration = Duration::from_secs(10);
+const AFTER_PANIC: Duration = if cfg!(test) {
+    Duration::from_millis(100)
+} else {
+    Duration::from_secs(10)
+};
 /// How long a shutdown waits for sessions to close.
 const SHUTDOWN: Duration = Duration::from_secs(4);
 
@@ -253,6 +257,12 @@ impl Owner {
             }
             // Taken by the loop.
             Command::Shutdown { .. } => {}
+            #[cfg(test)]
+            Command::Panic(peer) => {
+                if let Some(index) = self.speaker.peer_index(&peer) {
+                    self.send(index, ToSession::Panic);
+                }
+            }
         }
     }
 
@@ -495,7 +505,7 @@ impl Owner {
                     peer,
                     SessionEvent::Down {
                         reason: reason.clone(),
-                        retain: false,
+                        retain: Retain::Nothing,
                     },
                     now,
                 );

@@ -42,6 +42,8 @@ pub(super) enum ToSession {
     Output(Output),
     /// Carry out what came before, then end.
     Finish,
+    #[cfg(test)]
+    Panic,
 }
 
 /// From a session to the owner.
@@ -134,6 +136,8 @@ impl Driver {
                 Wake::Message(Some(ToSession::Accepted(stream))) => self.accepted(stream, now),
                 Wake::Message(Some(ToSession::Output(output))) => self.output(output),
                 Wake::Message(Some(ToSession::Finish) | None) => break,
+                #[cfg(test)]
+                Wake::Message(Some(ToSession::Panic)) => panic!("asked to"),
                 Wake::Connected(id, result) => self.connected(id, result, now),
                 Wake::Readable(id) => self.readable(id, now),
                 Wake::Writable(id) => self.write(id, now),
