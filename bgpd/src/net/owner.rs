@@ -29,6 +29,9 @@ use crate::wire::{Notification, cease, code};
 const BATCH: usize = 256 * 1024;
 /// Reports taken in one turn.
 const TURN: usize = 256;
+/// Changed prefixes that end a batch: so many slots stay in the processor's cache between the change and the decision, and
+/// what is to be sent is on its way while the rest is worked on.
+const CHANGES: usize = 8 * 1024;
 /// So many prefixes are worth the walk over the allocator's memory when most of them are gone.
 const GREAT: usize = 50_000;
 /// Batches of events that an onlooker may be behind.
@@ -459,6 +462,7 @@ impl Owner {
                         peer,
                         life,
                         report: Report::Died,
+                        credit: None,
                     })
                     .await;
             }
@@ -475,26 +479,40 @@ impl Owner {
         );
     }
 
-    fn report(&mut self, FromSession { peer, life, report }: FromSession) {
+    fn report(&mut self, from: FromSession) {
+        // The credit goes back when this is done.
+        let FromSession {
+            peer,
+            life,
+            report,
+            credit: _credit,
+        } = from;
         let now = Instant::now();
-        let Some(running) = self
+        if self
             .sessions
-            .get_mut(&peer)
-            .filter(|running| running.life == life)
-        else {
+            .get(&peer)
+            .is_none_or(|running| running.life != life)
+        {
             return;
-        };
+        }
         match report {
             Report::Events { events, ready } => {
                 for event in events {
-                    match &event {
-                        SessionEvent::Established(conn, _) => running.ready = Some(*conn),
-                        SessionEvent::Down { .. } => running.ready = None,
-                        _ => {}
+                    let ready = match &event {
+                        SessionEvent::Established(conn, _) => Some(Some(*conn)),
+                        SessionEvent::Down { .. } => Some(None),
+                        _ => None,
+                    };
+                    if let (Some(ready), Some(running)) = (ready, self.sessions.get_mut(&peer)) {
+                        running.ready = ready;
                     }
                     self.speaker.handle_session(peer, event, now);
+                    if self.speaker.changed() >= CHANGES {
+                        self.speaker.flush();
+                        self.send_output();
+                    }
                 }
-                if ready.is_some() {
+                if let (Some(_), Some(running)) = (ready, self.sessions.get_mut(&peer)) {
                     running.ready = ready;
                 }
             }

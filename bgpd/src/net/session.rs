@@ -3,18 +3,24 @@
 //! The task never waits for the RIB: what it has to report is gathered, and handed over when the channel has room; until then it
 //! stops reading, so that TCP slows the peer down, and goes on sending keepalives. UPDATEs to write come one batch at a
 //! time, the next when this one is written: a peer that does not read holds no more than a batch here.
+//!
+//! A session that has nothing to do holds nothing: what is read goes through a buffer of the thread, and only the beginning
+//! of a message whose end has not come is kept.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tracing::debug;
 
@@ -23,12 +29,19 @@ use super::sockopt;
 use crate::fsm::{Command, ConnId, Session, SessionEvent, Transmit, Transport};
 use crate::rib::table::PeerIndex;
 use crate::speaker::Output;
-use crate::wire::frame;
+use crate::wire::{MAX_EXTENDED_MESSAGE_LENGTH, frame};
 
 /// Bytes asked of the kernel at a time.
 const READ: usize = 64 * 1024;
-/// Route bytes gathered before the task stops reading.
-const GATHER: usize = 1024 * 1024;
+/// Bytes of routes gathered before the task stops reading, about.
+const GATHER: usize = 256 * 1024;
+/// What an UPDATE takes here besides its prefixes, and what its attributes take, about.
+const UPDATE: usize = 160;
+const ATTRIBUTES: usize = 400;
+/// Reports of one session that the owner has not taken in. One is worked on while the next is on its way.
+const REPORTS: usize = 2;
+/// Buffers that grew beyond this are not kept for the next time.
+const KEPT: usize = 32;
 /// Slices in one write.
 const SLICES: usize = 64;
 /// A closing connection has this long to take its NOTIFICATION.
@@ -53,6 +66,8 @@ pub(super) struct FromSession {
     /// Which life of the session: reports of an earlier one are void.
     pub(super) life: u64,
     pub(super) report: Report,
+    /// Given back when the report has been taken in.
+    pub(super) credit: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -69,7 +84,8 @@ pub(super) enum Report {
 struct Conn {
     id: ConnId,
     stream: TcpStream,
-    read: BytesMut,
+    /// The beginning of a message.
+    begun: Vec<u8>,
     out: VecDeque<Bytes>,
     /// A batch of the owner's is in `out`.
     owes_ready: bool,
@@ -90,7 +106,13 @@ pub(super) struct Driver {
     /// Route bytes in `events`.
     gathered: usize,
     ready: Option<ConnId>,
+    credit: Arc<Semaphore>,
     paused: bool,
+}
+
+thread_local! {
+    /// What was read last by a session of this thread; nothing in it outlives the walk over its messages.
+    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_EXTENDED_MESSAGE_LENGTH + READ]);
 }
 
 enum Wake {
@@ -99,7 +121,7 @@ enum Wake {
     Readable(ConnId),
     Writable(ConnId),
     Timer,
-    Room,
+    Room(Option<OwnedSemaphorePermit>),
 }
 
 impl Driver {
@@ -122,6 +144,7 @@ impl Driver {
             events: Vec::new(),
             gathered: 0,
             ready: None,
+            credit: Arc::new(Semaphore::new(REPORTS)),
             paused: false,
         }
     }
@@ -148,8 +171,8 @@ impl Driver {
                     }
                     self.session.handle_timeout(now);
                 }
-                Wake::Room => {
-                    if self.report().await.is_err() {
+                Wake::Room(credit) => {
+                    if self.report(credit).await.is_err() {
                         break;
                     }
                     if std::mem::take(&mut self.paused) {
@@ -184,13 +207,17 @@ impl Driver {
         self.paused |= !reads;
         let conns = &self.conns;
         let connecting = &mut self.connecting;
+        let outbox = &self.outbox;
+        let room = async {
+            // Never closed.
+            let credit = Arc::clone(&self.credit).acquire_owned().await.ok();
+            drop(outbox.reserve().await);
+            credit
+        };
         tokio::select! {
             message = self.inbox.recv() => Wake::Message(message),
             () = timer => Wake::Timer,
-            room = self.outbox.reserve(), if has_report => {
-                drop(room);
-                Wake::Room
-            }
+            credit = room, if has_report => Wake::Room(credit),
             (id, result) = poll_fn(|cx| match connecting {
                 Some((id, future)) => future.as_mut().poll(cx).map(|result| (*id, result)),
                 None => Poll::Pending,
@@ -210,7 +237,10 @@ impl Driver {
         }
     }
 
-    async fn report(&mut self) -> Result<(), mpsc::error::SendError<FromSession>> {
+    async fn report(
+        &mut self,
+        credit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), mpsc::error::SendError<FromSession>> {
         self.gathered = 0;
         let report = Report::Events {
             events: std::mem::take(&mut self.events),
@@ -221,6 +251,7 @@ impl Driver {
                 peer: self.peer,
                 life: self.life,
                 report,
+                credit,
             })
             .await
     }
@@ -250,9 +281,12 @@ impl Driver {
                 for error in &update.errors {
                     debug!(peer = %self.session.config().name, %error, "malformed attribute");
                 }
-                let announced = update.announced.iter().map(|(_, list)| list.byte_len() + 64);
-                let withdrawn = update.withdrawn.iter().map(|list| list.byte_len() + 64);
-                self.gathered += announced.chain(withdrawn).sum::<usize>();
+                let announced = update
+                    .announced
+                    .iter()
+                    .map(|(_, list)| ATTRIBUTES + list.byte_len());
+                let withdrawn = update.withdrawn.iter().map(|list| list.byte_len());
+                self.gathered += UPDATE + announced.chain(withdrawn).sum::<usize>();
             }
             self.events.push(event);
         }
@@ -326,7 +360,7 @@ impl Driver {
         self.conns.push(Conn {
             id,
             stream,
-            read: BytesMut::new(),
+            begun: Vec::new(),
             out: VecDeque::new(),
             owes_ready: false,
         });
@@ -350,8 +384,12 @@ impl Driver {
         let mut progress = false;
         let mut failure = None;
         while !conn.out.is_empty() {
-            let slices: Vec<IoSlice<'_>> = conn.out.iter().take(SLICES).map(|b| IoSlice::new(b)).collect();
-            match conn.stream.try_write_vectored(&slices) {
+            let wrote = {
+                let slices = conn.out.iter().take(SLICES).map(|bytes| IoSlice::new(bytes));
+                let slices: SmallVec<[IoSlice<'_>; SLICES]> = slices.collect();
+                conn.stream.try_write_vectored(&slices)
+            };
+            match wrote {
                 Ok(mut written) => {
                     progress = true;
                     while let Some(front) = conn.out.front_mut() {
@@ -374,6 +412,9 @@ impl Driver {
             }
         }
         let stuck = !conn.out.is_empty();
+        if !stuck && conn.out.capacity() > KEPT {
+            conn.out = VecDeque::new();
+        }
         let ready = !stuck && std::mem::take(&mut conn.owes_ready);
         if ready {
             self.ready = Some(id);
@@ -405,23 +446,33 @@ impl Driver {
     }
 
     fn readable(&mut self, id: ConnId, now: Instant) {
+        READ_BUFFER.with_borrow_mut(|buffer| self.read_into(buffer, id, now));
+    }
+
+    /// Reads what there is behind the beginning that was kept, and takes in every whole message.
+    fn read_into(&mut self, buffer: &mut [u8], id: ConnId, now: Instant) {
         let max = self.session.max_message_length(id);
         let Some(conn) = self.conn(id) else { return };
-        conn.read.reserve(READ);
-        match conn.stream.try_read_buf(&mut conn.read) {
+        let kept = conn.begun.len();
+        // No beginning is as long as the longest message.
+        let Some((beginning, room)) = buffer.split_at_mut_checked(kept) else {
+            return;
+        };
+        let read = match conn.stream.try_read(room) {
             Ok(0) => return self.lost(id, "the peer closed the connection", now),
-            Ok(_) => {}
+            Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => return self.lost(id, &format!("connection lost: {error}"), now),
-        }
-        // The buffer is taken out for the walk, so that the session can be called.
-        let mut bytes = std::mem::take(&mut conn.read);
+        };
+        beginning.copy_from_slice(&conn.begun);
+        conn.begun = Vec::new();
+        let mut bytes = buffer.get(..kept + read).unwrap_or_default();
         loop {
-            match frame(&bytes, max) {
+            match frame(bytes, max) {
                 Ok(Some((length, _))) => {
-                    self.session
-                        .handle_message(id, bytes.get(..length).unwrap_or_default(), now);
-                    bytes.advance(length);
+                    let (message, rest) = bytes.split_at(length.min(bytes.len()));
+                    self.session.handle_message(id, message, now);
+                    bytes = rest;
                     // Events gather in the session's queue; OPEN changes what the next message may be, so it is done here.
                     self.carry_out();
                 }
@@ -436,7 +487,7 @@ impl Driver {
             }
         }
         if let Some(conn) = self.conn(id) {
-            conn.read = bytes;
+            conn.begun = bytes.to_vec();
         }
     }
 }

@@ -357,6 +357,11 @@ pub(super) fn tell(
     world: World<'_>,
     ids: &mut PathIds,
 ) {
+    if let ([] | [_], [] | [_]) = (before, now)
+        && !group.with_ids()
+    {
+        return tell_one(group, prefix, (before.first(), now.first()), world);
+    }
     let was = told(group, prefix, before, world, ids);
     let is = told(group, prefix, now, world, ids);
     for gone in was.iter().filter(|w| !is.iter().any(|i| i.nlri == w.nlri)) {
@@ -369,17 +374,30 @@ pub(super) fn tell(
             group.count(new.source, true);
             continue;
         };
-        // From one attribute set to another that looks the same outside: nothing to say.
-        if old.source == new.source && group.outgoing(old.bucket) == group.outgoing(new.bucket) {
-            continue;
+        group.replace(new.nlri, (old.source, old.bucket), (new.source, new.bucket));
+    }
+}
+
+/// [`tell`] where there is one path at most on either side, and paths have no names.
+fn tell_one(
+    group: &mut Group,
+    prefix: Prefix,
+    (before, now): (Option<&Path>, Option<&Path>),
+    (store, peers): World<'_>,
+) {
+    let nlri = Nlri { prefix, path_id: 0 };
+    let mut way = |path: &Path| Some((path.peer, bucket_for(group, prefix, *path, store, peers)?));
+    match (before.and_then(&mut way), now.and_then(&mut way)) {
+        (None, None) => {}
+        (Some((source, _)), None) => {
+            group.withdraw(nlri, Audience::Except(source));
+            group.count(source, false);
         }
-        group.announce(new.nlri, new.bucket);
-        if old.source != new.source {
-            // The new source had the old route from us and now gets none: it must let go of it.
-            group.withdraw(new.nlri, Audience::Only(new.source));
-            group.count(old.source, false);
-            group.count(new.source, true);
+        (None, Some((source, bucket))) => {
+            group.announce(nlri, bucket);
+            group.count(source, true);
         }
+        (Some((old, was)), Some((new, is))) => group.replace(nlri, (old, was), (new, is)),
     }
 }
 

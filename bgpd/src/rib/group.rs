@@ -22,6 +22,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::attributes::AttrId;
 use super::export::GroupKey;
@@ -70,13 +71,17 @@ pub(crate) struct Entry {
     offset: u64,
 }
 
+/// Which bucket, if any, a set from a source goes to.
+type Answer = ((AttrId, PeerIndex), Option<usize>);
+
 /// Prefixes gathered for one set of attributes from one source, in the order of first use.
 #[derive(Debug, Default)]
 struct Buckets {
     /// By set, rule and source: the place in `announce`, or that nothing can be sent.
     index: HashMap<(AttrId, Option<usize>, PeerIndex), Option<usize>>,
-    /// The answer given last, for a filter that does not look at prefixes: most of a batch is one set from one source.
-    last: Option<((AttrId, PeerIndex), Option<usize>)>,
+    /// The answers given last, for a filter that does not look at prefixes: most of a batch goes from one set of one source to
+    /// another.
+    last: [Option<Answer>; 2],
     announce: Vec<(Arc<PathAttributes>, PeerIndex, List)>,
     withdraw: HashMap<Audience, usize>,
     withdrawn: Vec<(Audience, List)>,
@@ -85,31 +90,42 @@ struct Buckets {
 /// Paths, packed as on the wire: a sixth of what they take as values.
 #[derive(Debug, Default)]
 struct List {
-    bytes: Vec<u8>,
+    bytes: SmallVec<[u8; 64]>,
     count: usize,
 }
 
 impl List {
+    #[inline]
     fn push(&mut self, nlri: Nlri, with_id: bool) {
         if with_id {
             self.bytes.extend_from_slice(&nlri.path_id.to_be_bytes());
         }
-        let octets = usize::from(nlri.prefix.length()).div_ceil(8);
-        self.bytes.push(nlri.prefix.length());
-        let (v4, v6);
-        let address: &[u8] = match nlri.prefix {
+        let length = nlri.prefix.length();
+        // The whole address, and then as much of it back as the length does not need: copies of fixed size are cheap.
+        let end = self.bytes.len() + 1 + usize::from(length).div_ceil(8);
+        match nlri.prefix {
             Prefix::V4(prefix) => {
-                v4 = prefix.bits().to_be_bytes();
-                &v4
+                let [a, b, c, d] = prefix.bits().to_be_bytes();
+                self.bytes.extend_from_slice(&[length, a, b, c, d]);
             }
             Prefix::V6(prefix) => {
-                v6 = prefix.bits().to_be_bytes();
-                &v6
+                self.bytes.push(length);
+                self.bytes.extend_from_slice(&prefix.bits().to_be_bytes());
             }
-        };
-        self.bytes
-            .extend_from_slice(address.get(..octets).unwrap_or(address));
+        }
+        self.bytes.truncate(end);
         self.count += 1;
+    }
+}
+
+/// Small entries share a piece of memory: one allocation for so many bytes.
+const PIECE: usize = 16 * 1024;
+
+/// Makes room for the messages of a list; what was finished before stays where it is.
+fn make_room(out: &mut BytesMut, prefixes: &List) {
+    let wanted = prefixes.bytes.len() + prefixes.bytes.len() / 8 + 1024;
+    if out.capacity() < wanted {
+        *out = BytesMut::with_capacity(wanted.max(PIECE));
     }
 }
 
@@ -149,7 +165,7 @@ pub(crate) struct Group {
     snapshot_at: u64,
     /// Prefixes that the group has, and how many of them by source.
     pub(crate) advertised: usize,
-    pub(crate) by_source: HashMap<PeerIndex, usize>,
+    pub(crate) by_source: Vec<u32>,
 }
 
 /// Prefixes in a bucket before it is turned into messages during a walk: bounds the memory of a walk.
@@ -169,7 +185,7 @@ impl Group {
             snapshot: Weak::new(),
             snapshot_at: 0,
             advertised: 0,
-            by_source: HashMap::new(),
+            by_source: Vec::new(),
         }
     }
 
@@ -178,12 +194,18 @@ impl Group {
         self.first + self.log.len() as u64
     }
 
-    /// Counts a prefix in (`+1`) or out (`-1`).
+    /// Counts a prefix in or out.
     pub(crate) fn count(&mut self, source: PeerIndex, more: bool) {
-        let of_source = self.by_source.entry(source).or_default();
+        let at = usize::from(source);
+        if at >= self.by_source.len() {
+            self.by_source.resize(at + 1, 0);
+        }
+        let Some(of_source) = self.by_source.get_mut(at) else {
+            return;
+        };
         if more {
             self.advertised += 1;
-            *of_source += 1;
+            *of_source = of_source.saturating_add(1);
         } else {
             self.advertised = self.advertised.saturating_sub(1);
             *of_source = of_source.saturating_sub(1);
@@ -192,13 +214,8 @@ impl Group {
 
     /// What a member has.
     pub(crate) fn advertised_to(&self, peer: PeerIndex) -> usize {
-        self.advertised
-            - self
-                .by_source
-                .get(&peer)
-                .copied()
-                .unwrap_or(0)
-                .min(self.advertised)
+        let of_peer = self.by_source.get(usize::from(peer)).copied().unwrap_or(0);
+        self.advertised.saturating_sub(of_peer as usize)
     }
 
     /// The bucket for a set of attributes that a rule let pass; none when it cannot be sent. `attributes` makes the outgoing
@@ -221,14 +238,16 @@ impl Group {
 
     /// The bucket (or none) that this set from this source got last in this batch, whatever the prefix was.
     pub(crate) fn last_bucket(&self, attr: AttrId, source: PeerIndex) -> Option<Option<usize>> {
-        let (of, bucket) = self.buckets.last?;
-        (of == (attr, source)).then_some(bucket)
+        let mut last = self.buckets.last.iter().flatten();
+        let (_, bucket) = last.find(|(of, _)| *of == (attr, source))?;
+        Some(*bucket)
     }
 
     /// Remembers it, unless another prefix could get another answer.
     pub(crate) fn remember(&mut self, attr: AttrId, source: PeerIndex, bucket: Option<usize>) {
         if !self.looks_at_prefix {
-            self.buckets.last = Some(((attr, source), bucket));
+            let [last, before] = &mut self.buckets.last;
+            *before = last.replace(((attr, source), bucket));
         }
     }
 
@@ -237,6 +256,26 @@ impl Group {
         let with_ids = self.with_ids();
         if let Some((_, _, prefixes)) = self.buckets.announce.get_mut(bucket) {
             prefixes.push(nlri, with_ids);
+        }
+    }
+
+    /// A path took the place of another under the same name.
+    pub(crate) fn replace(
+        &mut self,
+        nlri: Nlri,
+        (old, was): (PeerIndex, usize),
+        (new, is): (PeerIndex, usize),
+    ) {
+        // From one attribute set to another that looks the same outside: nothing to say.
+        if old == new && (was == is || self.outgoing(was) == self.outgoing(is)) {
+            return;
+        }
+        self.announce(nlri, is);
+        if old != new {
+            // The new source had the old route from us and now gets none: it must let go of it.
+            self.withdraw(nlri, Audience::Only(new));
+            self.count(old, false);
+            self.count(new, true);
         }
     }
 
@@ -267,41 +306,44 @@ impl Group {
     /// What was gathered, as messages that are not in the log: for a walk, or for one member alone.
     pub(crate) fn drain(&mut self) -> Vec<Entry> {
         let buckets = std::mem::take(&mut self.buckets);
-        let mut entries = Vec::new();
+        let mut entries = Vec::with_capacity(buckets.withdrawn.len() + buckets.announce.len());
+        let mut out = BytesMut::new();
         for (audience, prefixes) in buckets.withdrawn {
-            let mut out = BytesMut::new();
+            make_room(&mut out, &prefixes);
             let packed = self
                 .builder
                 .withdraw(self.key.family, self.iter(&prefixes), &mut out);
-            entries.push(self.entry(out, packed.messages, audience));
+            entries.push(self.entry(out.split(), packed.messages, audience));
         }
         for (attributes, source, prefixes) in buckets.announce {
-            if let Some(entry) = self.encode(&attributes, source, &prefixes) {
-                entries.push(entry);
+            if prefixes.count > 0 {
+                entries.push(self.encode(&attributes, source, &prefixes, &mut out));
             }
         }
         entries
     }
 
-    fn encode(&self, attributes: &PathAttributes, source: PeerIndex, prefixes: &List) -> Option<Entry> {
-        if prefixes.count == 0 {
-            return None;
-        }
-        let mut out = BytesMut::with_capacity((prefixes.bytes.len() + 128).min(128 * 1024));
+    fn encode(
+        &self,
+        attributes: &PathAttributes,
+        source: PeerIndex,
+        prefixes: &List,
+        out: &mut BytesMut,
+    ) -> Entry {
+        make_room(out, prefixes);
         let packed = self
             .builder
-            .announce(self.key.family, attributes, self.iter(prefixes), &mut out);
-        Some(self.entry(out, packed.messages, Audience::Except(source)))
+            .announce(self.key.family, attributes, self.iter(prefixes), out);
+        self.entry(out.split(), packed.messages, Audience::Except(source))
     }
 
-    fn with_ids(&self) -> bool {
+    #[inline]
+    pub(crate) fn with_ids(&self) -> bool {
         self.key.encode.family(self.key.family).add_path
     }
 
     fn iter<'a>(&self, list: &'a List) -> PrefixIter<'a> {
-        // What was packed here is valid.
-        PrefixIter::validate(&list.bytes, self.key.family, self.with_ids())
-            .unwrap_or_else(|_| PrefixIter::empty(self.key.family))
+        PrefixIter::known(&list.bytes, list.count, self.key.family, self.with_ids())
     }
 
     fn entry(&self, out: BytesMut, messages: usize, audience: Audience) -> Entry {
@@ -385,7 +427,7 @@ impl Group {
         prefixes.push(nlri, with_ids);
         if prefixes.count >= WALK_BUCKET {
             let (attributes, source, prefixes) = (Arc::clone(attributes), *source, std::mem::take(prefixes));
-            entries.extend(self.encode(&attributes, source, &prefixes));
+            entries.push(self.encode(&attributes, source, &prefixes, &mut BytesMut::new()));
         }
     }
 

@@ -43,6 +43,7 @@ pub mod decision;
 pub mod export;
 mod feed;
 mod group;
+mod slots;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -64,7 +65,7 @@ use table::{Change, LOCAL, Path, PeerIndex, Table, Used};
 use crate::config::Family;
 use crate::filter::PeerType;
 use crate::view::{Backlog, NextHop, RouteChange};
-use crate::wire::{Community, Nlri, PathAttributes, Prefix};
+use crate::wire::{Community, Nlri, PathAttributes, Prefix, PrefixIter};
 
 /// What the RIB knows of a peer. A session's worth: set anew when it is established.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,11 +99,25 @@ pub struct Rib {
     groups: Vec<Option<Group>>,
     ids: PathIds,
     /// References to give up when the batch is done: until then "before" is still asked about.
-    releases: Vec<AttrId>,
+    releases: Releases,
     changes: Vec<RouteChange>,
     report_changes: bool,
     multipath: usize,
     lag_limit: u64,
+}
+
+/// References to attribute sets that are given up later, counted as long as the same set follows itself.
+#[derive(Debug, Default)]
+struct Releases(Vec<(AttrId, u32)>);
+
+impl Releases {
+    #[inline]
+    fn push(&mut self, attr: AttrId) {
+        match self.0.last_mut() {
+            Some((last, references)) if *last == attr => *references += 1,
+            _ => self.0.push((attr, 1)),
+        }
+    }
 }
 
 fn at(family: Family) -> usize {
@@ -140,7 +155,7 @@ impl Rib {
             peers: HashMap::new(),
             groups: Vec::new(),
             ids: PathIds::default(),
-            releases: Vec::new(),
+            releases: Releases::default(),
             changes: Vec::new(),
             report_changes: true,
             multipath: multipath.max(1),
@@ -230,13 +245,12 @@ impl Rib {
         self.put(nlri.prefix, path);
     }
 
-    #[inline]
     fn put(&mut self, prefix: Prefix, path: Path) {
         let change = table!(self, prefix.family(), table => table.announce(prefix, path));
         match change {
             Change::Added => {
                 self.store.retain(path.attr, 1);
-                self.count(path.peer, prefix.family(), true);
+                self.count(path.peer, prefix.family(), 1);
             }
             Change::Replaced(old) => {
                 self.store.retain(path.attr, 1);
@@ -246,32 +260,63 @@ impl Rib {
         }
     }
 
+    /// Adds or replaces the paths of a list, which all have the same attributes.
+    pub fn announce_list(&mut self, list: PrefixIter<'_>, peer: PeerIndex, attr: AttrId) {
+        let family = list.family();
+        let (mut added, mut replaced) = (0, 0);
+        table!(self, family, table => for nlri in list {
+            let path = Path {
+                attr,
+                peer,
+                stale: false,
+                path_id: nlri.path_id,
+            };
+            match table.announce(nlri.prefix, path) {
+                Change::Added => added += 1,
+                Change::Replaced(old) => {
+                    replaced += 1;
+                    self.releases.push(old);
+                }
+                Change::Same | Change::Removed(_) | Change::Absent => {}
+            }
+        });
+        self.store.retain(attr, added + replaced);
+        self.count(peer, family, i64::from(added));
+    }
+
     /// Takes a path away. Tells whether there was one.
-    #[inline]
     pub fn withdraw(&mut self, nlri: impl Into<Nlri>, peer: PeerIndex) -> bool {
         let nlri = nlri.into();
         let prefix = nlri.prefix;
         let change = table!(self, prefix.family(), table => table.withdraw(prefix, peer, nlri.path_id));
         if let Change::Removed(old) = change {
             self.releases.push(old);
-            self.count(peer, prefix.family(), false);
+            self.count(peer, prefix.family(), -1);
             return true;
         }
         false
     }
 
-    #[inline]
-    fn count(&mut self, peer: PeerIndex, family: Family, more: bool) {
-        if let Some(accepted) = self
-            .peers
-            .get_mut(&peer)
-            .and_then(|slot| slot.accepted.get_mut(at(family)))
-        {
-            *accepted = if more {
-                *accepted + 1
-            } else {
-                accepted.saturating_sub(1)
-            };
+    /// Takes the paths of a list away; tells of those that were not there.
+    pub fn withdraw_list(&mut self, list: PrefixIter<'_>, peer: PeerIndex, mut absent: impl FnMut(Nlri)) {
+        let family = list.family();
+        let mut removed = 0;
+        table!(self, family, table => for nlri in list {
+            match table.withdraw(nlri.prefix, peer, nlri.path_id) {
+                Change::Removed(old) => {
+                    removed += 1;
+                    self.releases.push(old);
+                }
+                _ => absent(nlri),
+            }
+        });
+        self.count(peer, family, -removed);
+    }
+
+    fn count(&mut self, peer: PeerIndex, family: Family, more: i64) {
+        let slot = self.peers.get_mut(&peer);
+        if let Some(accepted) = slot.and_then(|slot| slot.accepted.get_mut(at(family))) {
+            *accepted = accepted.saturating_add_signed(more as isize);
         }
     }
 
@@ -380,6 +425,11 @@ impl Rib {
         self.v4.is_clean() && self.v6.is_clean()
     }
 
+    /// Destinations that changed since the last flush.
+    pub fn changed(&self) -> usize {
+        self.v4.changed() + self.v6.changed()
+    }
+
     /// Ends the batch: decides, tells the groups, gathers changes for the kernel.
     pub fn flush(&mut self) {
         if self.is_clean() {
@@ -398,11 +448,11 @@ impl Rib {
     }
 
     fn settle_releases(&mut self) {
-        for attr in self.releases.drain(..) {
-            self.store.release(attr, 1);
+        for (attr, references) in self.releases.0.drain(..) {
+            self.store.release(attr, references);
         }
-        if self.releases.capacity() > 4096 {
-            self.releases = Vec::new();
+        if self.releases.0.capacity() > 4096 {
+            self.releases = Releases::default();
         }
     }
 
@@ -423,28 +473,32 @@ impl Rib {
             .filter(|(_, g)| g.as_ref().is_some_and(|g| g.key.family == family))
             .map(|(i, _)| i)
             .collect();
-        table!(self, family, table => for dirty in table.take_dirty() {
-            let prefix = dirty.prefix();
-            let now = table.settle(prefix, |paths| order(paths, store, peers, *multipath));
-            if *report_changes {
-                let (old, new) = (next_hops(&dirty.before, store, peers), next_hops(&now, store, peers));
-                if old != new {
-                    changes.push(RouteChange { prefix: IpNetwork::from(prefix), next_hops: new.into_vec() });
+        table!(self, family, table => {
+            let batch = table.take_dirty();
+            for dirty in &batch {
+                let now = table.settle(dirty, |paths| order(paths, store, peers, *multipath));
+                let prefix = dirty.prefix();
+                if *report_changes {
+                    let (old, new) = (next_hops(&dirty.before, store, peers), next_hops(&now, store, peers));
+                    if old != new {
+                        changes.push(RouteChange { prefix: IpNetwork::from(prefix), next_hops: new.into_vec() });
+                    }
                 }
-            }
-            // Most often the best path is all there is, and nothing more is asked about.
-            if same_ways(dirty.before.ranked(), now.ranked()) {
-                continue;
-            }
-            for index in &of_family {
-                if let Some(group) = groups.get_mut(*index).and_then(Option::as_mut) {
-                    let told = group.key.paths;
-                    let (before, now) = (front(dirty.before.ranked(), told), front(now.ranked(), told));
-                    if !same_ways(before, now) {
-                        tell(group, prefix, (before, now), (store, peers), ids);
+                // Most often the best path is all there is, and nothing more is asked about.
+                if same_ways(dirty.before.ranked(), now.ranked()) {
+                    continue;
+                }
+                for index in &of_family {
+                    if let Some(group) = groups.get_mut(*index).and_then(Option::as_mut) {
+                        let told = group.key.paths;
+                        let (before, now) = (front(dirty.before.ranked(), told), front(now.ranked(), told));
+                        if !same_ways(before, now) {
+                            tell(group, prefix, (before, now), (store, peers), ids);
+                        }
                     }
                 }
             }
+            table.reuse(batch);
         });
     }
 
@@ -620,7 +674,7 @@ fn front(paths: &[Path], count: usize) -> &[Path] {
 /// Whether these are the same paths in the same order; staleness shows nowhere outside.
 fn same_ways(one: &[Path], other: &[Path]) -> bool {
     let name = |path: &Path| (path.peer, path.path_id, path.attr);
-    one.iter().map(name).eq(other.iter().map(name))
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| name(one) == name(other))
 }
 
 /// Runs the decision over paths. None when one of them names what is not there, which does not happen.

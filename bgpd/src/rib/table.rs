@@ -1,9 +1,8 @@
 //! One table of paths per address family.
 //!
-//! A destination is one slot of an open-addressing hash table: 12 bytes for IPv4, 24 for IPv6. A single path (nearly every
-//! /32 in a container network) lives in the slot itself; two or more, and those with a path identifier, are in a list beside
-//! the table. There is no
-//! Adj-RIB-In next to it: a path *is* (peer, attributes, flags), and what a peer told us is the set of paths that name it.
+//! A destination is one slot of an open-addressing hash table ([`super::slots`]): 12 bytes for IPv4, 24 for IPv6. A single path
+//! (nearly every /32 in a container network) lives in the slot itself; two or more, and those with a path identifier, are in a
+//! list beside the table. There is no Adj-RIB-In next to it: a path *is* (peer, attributes, flags), and what a peer told us is the set of paths that name it.
 //!
 //! ```text
 //!   slot: | address 4/16 | len 1 | flags 1 | peer 2 | attributes or list index 4 |
@@ -16,11 +15,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
+use smallvec::SmallVec;
 
 use super::attributes::AttrId;
-use crate::wire::{Ipv4Prefix, Ipv6Prefix, Prefix};
+use super::slots::{Address, DIRTY, EMPTY, MANY, STALE, Slot, Slots};
+use crate::wire::Prefix;
 
 /// Index of a peer in the speaker's peer table; [`LOCAL`] is ourselves.
 pub type PeerIndex = u16;
@@ -47,129 +46,19 @@ impl Path {
     }
 }
 
-const DIRTY: u8 = 1;
-const MANY: u8 = 2;
-const EMPTY: u8 = 4;
-const STALE: u8 = 8;
-
-/// An address as a table key.
-pub trait Address: Copy + Eq + std::fmt::Debug {
-    /// Splits a prefix of this family.
-    fn split(prefix: Prefix) -> Option<(Self, u8)>;
-    /// Puts one together.
-    fn join(self, len: u8) -> Prefix;
-    /// A well-mixed hash. The multipliers are odd constants without structure; what a peer can choose are prefixes, so the
-    /// seed is random per table.
-    fn hash(self, len: u8, seed: u64) -> u64;
-}
-
-/// Folded multiply: both halves of the 128-bit product, so that every input bit reaches the top and the bottom bits.
-#[inline]
-fn mix(a: u64, b: u64) -> u64 {
-    let wide = u128::from(a) * u128::from(b);
-    (wide as u64) ^ ((wide >> 64) as u64)
-}
-
-const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-
-impl Address for u32 {
-    #[inline]
-    fn split(prefix: Prefix) -> Option<(Self, u8)> {
-        match prefix {
-            Prefix::V4(p) => Some((p.bits(), p.length())),
-            Prefix::V6(_) => None,
-        }
-    }
-
-    #[inline]
-    fn join(self, len: u8) -> Prefix {
-        Prefix::V4(Ipv4Prefix::new(self, len))
-    }
-
-    #[inline]
-    fn hash(self, len: u8, seed: u64) -> u64 {
-        mix((u64::from(self) << 8 | u64::from(len)) ^ seed, ODD)
-    }
-}
-
-impl Address for [u32; 4] {
-    #[inline]
-    fn split(prefix: Prefix) -> Option<(Self, u8)> {
-        match prefix {
-            Prefix::V6(p) => {
-                let bits = p.bits();
-                Some((
-                    [
-                        (bits >> 96) as u32,
-                        (bits >> 64) as u32,
-                        (bits >> 32) as u32,
-                        bits as u32,
-                    ],
-                    p.length(),
-                ))
-            }
-            Prefix::V4(_) => None,
-        }
-    }
-
-    #[inline]
-    fn join(self, len: u8) -> Prefix {
-        let [a, b, c, d] = self.map(u128::from);
-        Prefix::V6(Ipv6Prefix::new(a << 96 | b << 64 | c << 32 | d, len))
-    }
-
-    #[inline]
-    fn hash(self, len: u8, seed: u64) -> u64 {
-        let [a, b, c, d] = self.map(u64::from);
-        mix(
-            mix((a << 32 | b) ^ seed, ODD) ^ (c << 32 | d),
-            ODD ^ u64::from(len),
-        )
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Slot<A> {
-    address: A,
-    len: u8,
-    flags: u8,
-    peer: PeerIndex,
-    value: u32,
-}
-
-impl<A> Slot<A> {
-    fn is(&self, flag: u8) -> bool {
-        self.flags & flag != 0
-    }
-
-    fn single(&self) -> Path {
-        Path {
-            attr: AttrId(self.value),
-            peer: self.peer,
-            stale: self.is(STALE),
-            path_id: 0,
-        }
-    }
-
-    fn set_list(&mut self, index: u32) {
-        self.flags = DIRTY | MANY;
-        self.peer = 0;
-        self.value = index;
-    }
-
-    fn set_single(&mut self, path: Path) {
-        self.flags = (self.flags & DIRTY) | if path.stale { STALE } else { 0 };
-        self.peer = path.peer;
-        self.value = path.attr.0;
-    }
-}
-
 /// Two or more paths to one destination, or one with an identifier.
 #[derive(Clone, Debug, Default)]
 struct List {
     /// The first so many are used: the best, then its ECMP companions. Out of date while the slot is dirty.
-    used: usize,
-    paths: Vec<Path>,
+    used: u32,
+    /// Two are the usual case: a pair of reflectors.
+    paths: SmallVec<[Path; 2]>,
+}
+
+impl List {
+    fn used(&self, keep: usize) -> Used {
+        Used::of(&self.paths, self.used as usize, keep)
+    }
 }
 
 /// The paths of a destination that matter outside the table: those in use, and behind them as many of the next best as somebody
@@ -258,7 +147,8 @@ pub enum Change {
 }
 
 /// Puts paths into a free list, and gives its index.
-fn new_list(lists: &mut Vec<List>, free: &mut Vec<u32>, used: usize, paths: Vec<Path>) -> u32 {
+fn new_list(lists: &mut Vec<List>, free: &mut Vec<u32>, used: u32, paths: &[Path]) -> u32 {
+    let paths = SmallVec::from_slice(paths);
     let list = List { used, paths };
     if let Some(index) = free.pop()
         && let Some(place) = lists.get_mut(index as usize)
@@ -270,28 +160,18 @@ fn new_list(lists: &mut Vec<List>, free: &mut Vec<u32>, used: usize, paths: Vec<
     (lists.len() - 1) as u32
 }
 
-/// Parts of a table; a power of two.
-const PARTS: usize = 64;
-
-/// The part of a hash: bits that the part's own table looks at neither for the place nor for the tag.
-#[inline]
-fn part_of(hash: u64) -> usize {
-    (hash >> 40) as usize % PARTS
-}
+/// The buffer for changes is kept from batch to batch up to so many of them.
+const REUSED: usize = 16 * 1024;
 
 /// All destinations of one family.
 #[derive(Debug)]
 pub struct Table<A> {
-    /// In parts by the hash, so that growing moves a part and not everything: the old and the new are in memory at once.
-    parts: Vec<HashTable<Slot<A>>>,
-    /// Slots in all parts.
-    filled: usize,
+    slots: Slots<A>,
+    /// Slots with a path.
+    live: usize,
     lists: Vec<List>,
     free: Vec<u32>,
     dirty: Vec<Dirty<A>>,
-    seed: u64,
-    /// Slots that are only there until the next `settle`.
-    empties: usize,
     /// So many of the best paths are reported, used or not.
     keep: usize,
 }
@@ -300,13 +180,11 @@ impl<A: Address> Table<A> {
     /// An empty table.
     pub fn new(seed: u64) -> Self {
         Self {
-            parts: (0..PARTS).map(|_| HashTable::new()).collect(),
-            filled: 0,
+            slots: Slots::new(seed),
+            live: 0,
             lists: Vec::new(),
             free: Vec::new(),
             dirty: Vec::new(),
-            seed,
-            empties: 0,
             keep: 1,
         }
     }
@@ -318,7 +196,7 @@ impl<A: Address> Table<A> {
 
     /// Destinations with at least one path.
     pub fn len(&self) -> usize {
-        self.filled - self.empties
+        self.live
     }
 
     /// Whether there is no destination.
@@ -331,54 +209,34 @@ impl<A: Address> Table<A> {
         self.dirty.is_empty()
     }
 
+    /// Changed slots since the last batch.
+    pub fn changed(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// Adds or replaces the path of that peer and identifier to `prefix`.
     #[inline]
     pub fn announce(&mut self, prefix: Prefix, path: Path) -> Change {
         let Some((address, len)) = A::split(prefix) else {
             return Change::Absent;
         };
-        let seed = self.seed;
-        let hash = address.hash(len, seed);
-        let Some(part) = self.parts.get_mut(part_of(hash)) else {
+        let Some(slot) = self.slots.find_or_make(address, len) else {
             return Change::Absent;
         };
-        let entry = part.entry(
-            hash,
-            |slot| slot.address == address && slot.len == len,
-            |slot| slot.address.hash(slot.len, seed),
-        );
-        let mut occupied = match entry {
-            Entry::Vacant(vacant) => {
-                let mut slot = Slot {
-                    address,
-                    len,
-                    flags: DIRTY,
-                    peer: 0,
-                    value: 0,
-                };
-                if path.path_id == 0 {
-                    slot.set_single(path);
-                } else {
-                    slot.set_list(new_list(&mut self.lists, &mut self.free, 0, vec![path]));
-                }
-                vacant.insert(slot);
-                self.filled += 1;
+        if slot.is(EMPTY) {
+            self.live += 1;
+            if !slot.is(DIRTY) {
+                slot.flags |= DIRTY;
                 self.dirty.push(Dirty {
                     address,
                     len,
                     before: Used::Nothing,
                 });
-                return Change::Added;
             }
-            Entry::Occupied(occupied) => occupied,
-        };
-        let slot = occupied.get_mut();
-        if slot.is(EMPTY) {
-            self.empties -= 1;
             if path.path_id == 0 {
                 slot.set_single(path);
             } else {
-                slot.set_list(new_list(&mut self.lists, &mut self.free, 0, vec![path]));
+                slot.set_list(new_list(&mut self.lists, &mut self.free, 0, &[path]));
             }
             return Change::Added;
         }
@@ -397,7 +255,7 @@ impl<A: Address> Table<A> {
                 self.dirty.push(Dirty {
                     address,
                     len,
-                    before: Used::of(&list.paths, list.used, self.keep),
+                    before: list.used(self.keep),
                 });
                 slot.flags |= DIRTY;
             }
@@ -431,7 +289,7 @@ impl<A: Address> Table<A> {
             slot.set_single(path);
             return Change::Replaced(old.attr);
         }
-        slot.set_list(new_list(&mut self.lists, &mut self.free, 1, vec![old, path]));
+        slot.set_list(new_list(&mut self.lists, &mut self.free, 1, &[old, path]));
         Change::Added
     }
 
@@ -441,19 +299,16 @@ impl<A: Address> Table<A> {
         let Some((address, len)) = A::split(prefix) else {
             return Change::Absent;
         };
-        let hash = address.hash(len, self.seed);
-        let found = self
-            .parts
-            .get_mut(part_of(hash))
-            .and_then(|part| part.find_mut(hash, |slot| slot.address == address && slot.len == len));
-        let Some(slot) = found else { return Change::Absent };
+        let Some(slot) = self.slots.find_mut(address, len) else {
+            return Change::Absent;
+        };
         let mut removed = Change::Absent;
         Self::remove_from(
             slot,
             &mut self.lists,
             &mut self.free,
             &mut self.dirty,
-            (&mut self.empties, self.keep),
+            (&mut self.live, self.keep),
             |path| path.is(peer, path_id),
             |path| removed = Change::Removed(path.attr),
         );
@@ -462,25 +317,26 @@ impl<A: Address> Table<A> {
 
     /// Removes all paths that `drop` picks, telling each; one walk at memory speed.
     pub fn remove_where(&mut self, mut drop: impl FnMut(&Path) -> bool, mut told: impl FnMut(Path)) {
-        for slot in self.parts.iter_mut().flat_map(HashTable::iter_mut) {
+        for slot in self.slots.iter_mut() {
             Self::remove_from(
                 slot,
                 &mut self.lists,
                 &mut self.free,
                 &mut self.dirty,
-                (&mut self.empties, self.keep),
+                (&mut self.live, self.keep),
                 &mut drop,
                 &mut told,
             );
         }
     }
 
+    #[inline]
     fn remove_from(
         slot: &mut Slot<A>,
         lists: &mut [List],
         free: &mut Vec<u32>,
         dirty: &mut Vec<Dirty<A>>,
-        (empties, keep): (&mut usize, usize),
+        (live, keep): (&mut usize, usize),
         mut drop: impl FnMut(&Path) -> bool,
         mut told: impl FnMut(Path),
     ) {
@@ -496,9 +352,10 @@ impl<A: Address> Table<A> {
                         len: slot.len,
                         before: Used::One(path),
                     });
+                    slot.flags |= DIRTY;
                 }
-                slot.flags = DIRTY | EMPTY;
-                *empties += 1;
+                slot.set_empty();
+                *live -= 1;
                 told(path);
             }
             return;
@@ -513,7 +370,7 @@ impl<A: Address> Table<A> {
             dirty.push(Dirty {
                 address: slot.address,
                 len: slot.len,
-                before: Used::of(&list.paths, list.used, keep),
+                before: list.used(keep),
             });
             slot.flags |= DIRTY;
         }
@@ -527,8 +384,8 @@ impl<A: Address> Table<A> {
         let index = slot.value;
         match list.paths[..] {
             [] => {
-                slot.flags = DIRTY | EMPTY;
-                *empties += 1;
+                slot.set_empty();
+                *live -= 1;
             }
             [path] if path.path_id == 0 => slot.set_single(path),
             _ => return,
@@ -540,12 +397,7 @@ impl<A: Address> Table<A> {
     /// Marks every path of `peer` stale (or fresh) without counting that as a change; tells how many there are.
     pub fn mark_stale(&mut self, peer: PeerIndex, stale: bool) -> usize {
         let mut marked = 0;
-        for slot in self
-            .parts
-            .iter_mut()
-            .flat_map(HashTable::iter_mut)
-            .filter(|slot| !slot.is(EMPTY))
-        {
+        for slot in self.slots.iter_mut() {
             if slot.is(MANY) {
                 let Some(list) = self.lists.get_mut(slot.value as usize) else {
                     continue;
@@ -565,19 +417,15 @@ impl<A: Address> Table<A> {
     /// Treats every destination as changed, although its paths are the same (multipath was switched, a peer's identity
     /// changed): the decision runs anew.
     pub fn touch_all(&mut self) {
-        for slot in self
-            .parts
-            .iter_mut()
-            .flat_map(HashTable::iter_mut)
-            .filter(|slot| !slot.is(EMPTY) && !slot.is(DIRTY) && slot.is(MANY))
-        {
+        let several = |slot: &&mut Slot<A>| !slot.is(DIRTY) && slot.is(MANY);
+        for slot in self.slots.iter_mut().filter(several) {
             let Some(list) = self.lists.get(slot.value as usize) else {
                 continue;
             };
             self.dirty.push(Dirty {
                 address: slot.address,
                 len: slot.len,
-                before: Used::of(&list.paths, list.used, self.keep),
+                before: list.used(self.keep),
             });
             slot.flags |= DIRTY;
         }
@@ -588,46 +436,38 @@ impl<A: Address> Table<A> {
         std::mem::take(&mut self.dirty)
     }
 
+    /// Gives the buffer of [`Table::take_dirty`] back for the next batch.
+    pub fn reuse(&mut self, mut buffer: Vec<Dirty<A>>) {
+        buffer.clear();
+        if self.dirty.is_empty() && buffer.capacity() <= REUSED {
+            self.dirty = buffer;
+        }
+    }
+
     /// Closes the batch for one slot: `decide` orders a list best first and says how many are used. Gives what is used now.
     #[inline]
-    pub fn settle(&mut self, prefix: Prefix, decide: impl FnOnce(&mut [Path]) -> usize) -> Used {
-        let Some((address, len)) = A::split(prefix) else {
+    pub fn settle(&mut self, dirty: &Dirty<A>, decide: impl FnOnce(&mut [Path]) -> usize) -> Used {
+        let Some(slot) = self.slots.settle(dirty.address, dirty.len) else {
             return Used::Nothing;
         };
-        let hash = address.hash(len, self.seed);
-        let Some(part) = self.parts.get_mut(part_of(hash)) else {
-            return Used::Nothing;
-        };
-        let Ok(mut entry) = part.find_entry(hash, |slot| slot.address == address && slot.len == len) else {
-            return Used::Nothing;
-        };
-        let slot = entry.get_mut();
         if slot.is(EMPTY) {
-            self.empties -= 1;
-            self.filled -= 1;
-            entry.remove();
             return Used::Nothing;
         }
-        slot.flags &= !DIRTY;
         if !slot.is(MANY) {
             return Used::One(slot.single());
         }
         let Some(list) = self.lists.get_mut(slot.value as usize) else {
             return Used::Nothing;
         };
-        list.used = decide(&mut list.paths).clamp(1, list.paths.len().max(1));
-        Used::of(&list.paths, list.used, self.keep)
+        let used = decide(&mut list.paths).clamp(1, list.paths.len().max(1));
+        list.used = u32::try_from(used).unwrap_or(u32::MAX);
+        list.used(self.keep)
     }
 
-    /// Gives memory back after a great withdrawal.
+    /// Between batches: gives back the memory of what is gone.
     pub fn shrink(&mut self) {
-        let seed = self.seed;
-        for part in &mut self.parts {
-            if part.capacity() > 64 && part.len() < part.capacity() / 8 {
-                part.shrink_to(part.len() * 2, |slot| slot.address.hash(slot.len, seed));
-            }
-        }
-        if self.free.len() == self.lists.len() {
+        self.slots.shrink();
+        if self.free.len() == self.lists.len() && !self.lists.is_empty() {
             self.lists = Vec::new();
             self.free = Vec::new();
         }
@@ -636,7 +476,7 @@ impl<A: Address> Table<A> {
     /// All paths to one destination, best first, and how many of them are used.
     pub fn get(&self, prefix: Prefix) -> Option<(Vec<Path>, usize)> {
         let (address, len) = A::split(prefix)?;
-        let slot = self.find(address, len)?;
+        let slot = self.slots.find(address, len)?;
         let (paths, used) = self.view(slot);
         (!paths.is_empty()).then(|| (paths.to_vec(), used))
     }
@@ -644,7 +484,7 @@ impl<A: Address> Table<A> {
     /// The best path to one destination; the fast way.
     pub fn best(&self, prefix: Prefix) -> Option<Path> {
         let (address, len) = A::split(prefix)?;
-        let slot = self.find(address, len)?;
+        let slot = self.slots.find(address, len)?;
         if slot.is(EMPTY) {
             None
         } else if slot.is(MANY) {
@@ -654,20 +494,14 @@ impl<A: Address> Table<A> {
         }
     }
 
-    fn find(&self, address: A, len: u8) -> Option<&Slot<A>> {
-        let hash = address.hash(len, self.seed);
-        let part = self.parts.get(part_of(hash))?;
-        part.find(hash, |slot| slot.address == address && slot.len == len)
-    }
-
-    fn view<'a>(&'a self, slot: &'a Slot<A>) -> (smallvec::SmallVec<[Path; 4]>, usize) {
+    fn view(&self, slot: &Slot<A>) -> (SmallVec<[Path; 2]>, usize) {
         if slot.is(EMPTY) {
-            return (smallvec::SmallVec::new(), 0);
+            return (SmallVec::new(), 0);
         }
         if slot.is(MANY) {
             return match self.lists.get(slot.value as usize) {
-                Some(list) => (list.paths.iter().copied().collect(), list.used),
-                None => (smallvec::SmallVec::new(), 0),
+                Some(list) => (list.paths.clone(), list.used as usize),
+                None => (SmallVec::new(), 0),
             };
         }
         (smallvec::smallvec![slot.single()], 1)
@@ -675,16 +509,13 @@ impl<A: Address> Table<A> {
 
     /// Every destination with its paths, best first, and how many are used; in no order.
     pub fn for_each(&self, mut see: impl FnMut(Prefix, &[Path], usize)) {
-        for slot in self.parts.iter().flatten() {
-            if slot.is(EMPTY) {
-                continue;
-            }
+        for slot in self.slots.iter() {
             if slot.is(MANY) {
                 if let Some(list) = self.lists.get(slot.value as usize) {
-                    see(slot.address.join(slot.len), &list.paths, list.used);
+                    see(slot.prefix(), &list.paths, list.used as usize);
                 }
             } else {
-                see(slot.address.join(slot.len), &[slot.single()], 1);
+                see(slot.prefix(), &[slot.single()], 1);
             }
         }
     }
@@ -701,6 +532,8 @@ pub fn address_of(prefix: Prefix) -> std::net::IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::wire::Ipv4Prefix;
 
     fn p(text: &str) -> Prefix {
         Prefix::from(text.parse::<ipnetwork::IpNetwork>().unwrap())
@@ -726,7 +559,7 @@ mod tests {
         let mut out: Vec<_> = dirty
             .into_iter()
             .map(|d| {
-                let now = table.settle(d.prefix(), highest);
+                let now = table.settle(&d, highest);
                 (
                     d.prefix().to_string(),
                     d.before.best().map(|p| p.attr.0),
@@ -739,10 +572,9 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_as_small_as_promised() {
-        assert_eq!(size_of::<Slot<u32>>(), 12);
-        assert_eq!(size_of::<Slot<[u32; 4]>>(), 24);
+    fn changes_and_lists_are_as_small_as_promised() {
         assert_eq!(size_of::<Dirty<u32>>(), 24);
+        assert_eq!(size_of::<List>(), 40);
     }
 
     #[test]
@@ -811,7 +643,7 @@ mod tests {
             (ranked(&dirty[0].before), dirty[0].before.paths().len()),
             (vec![0, 8], 1)
         );
-        assert_eq!(ranked(&table.settle(prefix, highest)), [7, 0]);
+        assert_eq!(ranked(&table.settle(&dirty[0], highest)), [7, 0]);
         assert_eq!(table.withdraw(prefix, 1, 5), Change::Absent);
         assert_eq!(table.withdraw(prefix, 1, 0), Change::Removed(AttrId(3)));
         assert_eq!(table.withdraw(prefix, 1, 8), Change::Removed(AttrId(2)));
@@ -864,7 +696,7 @@ mod tests {
             table.announce(p(text), path(1, i as u32));
         }
         for dirty in table.take_dirty() {
-            table.settle(dirty.prefix(), highest);
+            table.settle(&dirty, highest);
         }
         for (i, text) in prefixes.iter().enumerate() {
             assert_eq!(table.best(p(text)), Some(path(1, i as u32)), "{text}");

@@ -85,11 +85,9 @@ impl Speaker {
             return;
         };
         for list in &update.withdrawn {
-            for nlri in list.iter() {
-                if !self.rib.withdraw(nlri, index) && !peer.refused.is_empty() {
-                    peer.refused.remove(&nlri);
-                }
-            }
+            self.rib.withdraw_list(list.iter(), index, |nlri| {
+                peer.refused.remove(&nlri);
+            });
         }
         for (attributes, list) in &update.announced {
             let loops = loops(&self.config, peer, &negotiated, attributes);
@@ -110,36 +108,42 @@ impl Speaker {
                 source: RouteSource::Peer,
                 peer_type: negotiated.peer_type,
             };
-            let mut verdict: Option<Verdict> = None;
+            let made_by = |rule| match filter.operations(rule) {
+                [] => Arc::clone(&accepted),
+                operations => {
+                    let mut changed = (*accepted).clone();
+                    apply(operations, &mut changed);
+                    Arc::new(changed)
+                }
+            };
+            let first = list.iter().next().map(|nlri| filter.verdict(&view(nlri.prefix)));
+            if let Some(Verdict::Accept { rule }) = first
+                && once
+                && peer.refused.is_empty()
+            {
+                let attr = self.rib.intern(&made_by(rule));
+                self.rib.announce_list(list.iter(), index, attr);
+                self.rib.release(attr);
+                continue;
+            }
             // Attribute sets that came of this list, by the rule that made them.
             let mut made: SmallVec<[(Option<usize>, AttrId); 2]> = SmallVec::new();
             let mut refused: Vec<(Nlri, Reason)> = Vec::new();
             for nlri in list.iter() {
-                let prefix = nlri.prefix;
-                let of_this = match verdict {
+                let of_this = match first {
                     Some(verdict) if once => verdict,
-                    _ => filter.verdict(&view(prefix)),
+                    _ => filter.verdict(&view(nlri.prefix)),
                 };
-                verdict = Some(of_this);
                 match of_this {
                     Verdict::Accept { rule } => {
                         let known = made.iter().find(|(by, _)| *by == rule).map(|(_, attr)| *attr);
                         let attr = known.unwrap_or_else(|| {
-                            let attr = match filter.operations(rule) {
-                                [] => self.rib.intern(&accepted),
-                                operations => {
-                                    let mut changed = (*accepted).clone();
-                                    apply(operations, &mut changed);
-                                    self.rib.intern(&Arc::new(changed))
-                                }
-                            };
+                            let attr = self.rib.intern(&made_by(rule));
                             made.push((rule, attr));
                             attr
                         });
                         self.rib.announce(nlri, index, attr);
-                        if !peer.refused.is_empty() {
-                            peer.refused.remove(&nlri);
-                        }
+                        peer.refused.remove(&nlri);
                     }
                     Verdict::Reject { rule } => refused.push((nlri, Reason::Filter(rule))),
                 }

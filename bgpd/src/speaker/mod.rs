@@ -281,6 +281,11 @@ impl Speaker {
             .sum()
     }
 
+    /// Destinations that changed since the last [`Speaker::flush`]. A driver ends a batch early that has grown large.
+    pub fn changed(&self) -> usize {
+        self.rib.changed()
+    }
+
     /// How far a peer may lag behind before it is only told the state of what it missed.
     pub fn set_lag_limit(&mut self, bytes: u64) {
         self.rib.set_lag_limit(bytes);

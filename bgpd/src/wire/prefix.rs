@@ -236,6 +236,16 @@ impl<'a> PrefixIter<'a> {
         })
     }
 
+    /// A list that [`PrefixIter::validate`] has passed before, with as many entries as it counted.
+    pub(crate) fn known(bytes: &'a [u8], count: usize, family: Family, add_path: bool) -> Self {
+        PrefixIter {
+            rest: bytes,
+            left: count,
+            family,
+            add_path,
+        }
+    }
+
     /// The family of every entry.
     pub fn family(&self) -> Family {
         self.family
