@@ -300,6 +300,8 @@ fn matters(kind: Kind) -> bool {
                 | Kind::Profile
                 | Kind::NetworkSet
                 | Kind::GlobalNetworkSet
+                // Their addresses, for rules about nodes.
+                | Kind::Node
                 | Kind::IpPool
                 | Kind::FelixConfiguration
         )

@@ -250,6 +250,21 @@ fn rules() -> Vec<Rule> {
         r().then(limit(5, RateUnit::Hour, 5, false)).then(log(None, None)),
         r().then(limit(9, RateUnit::Day, 1, false))
             .verdict(Verdict::Continue),
+        r().then(limit(10_000, RateUnit::Second, 5, true))
+            .counter()
+            .verdict(Verdict::Drop),
+        r().then(Statement::ConnLimit { over: 10 })
+            .verdict(Verdict::Goto("c-b".into())),
+        r().equals(L4Proto, Value::Proto(6))
+            .then(Statement::ConnLimit { over: 4_000_000_000 })
+            .then(Reject::TcpReset),
+        r().then(Statement::SetDscp { v6: false, value: 46 }),
+        r().then(Statement::SetDscp { v6: true, value: 46 }),
+        r().then(Statement::SetDscp { v6: false, value: 0 }),
+        r().then(Statement::SetDscp { v6: true, value: 63 })
+            .verdict(Verdict::Accept),
+        r().equals(NfProto, Value::IPV6)
+            .then(Statement::SetDscp { v6: true, value: 1 }),
         r().then(Reject::PortUnreachable),
         r().then(Reject::AdminProhibited),
         r().then(Reject::TcpReset),

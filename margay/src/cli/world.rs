@@ -5,7 +5,7 @@ use policy::model::Model;
 use policy::resource::{Kind, Resource};
 
 /// Kinds that have a say in a verdict.
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::WorkloadEndpoint,
     Kind::HostEndpoint,
     Kind::NetworkPolicy,
@@ -17,6 +17,8 @@ const KINDS: [Kind; 12] = [
     Kind::Profile,
     Kind::NetworkSet,
     Kind::GlobalNetworkSet,
+    // Addresses of nodes, for rules about them.
+    Kind::Node,
     // The failsafe ports of host endpoints.
     Kind::FelixConfiguration,
 ];

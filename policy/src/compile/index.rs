@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::model::{LabelSet, NAMESPACE_LABEL, NAMESPACE_PREFIX, PeerSelector, Scope};
+use crate::model::{LabelSet, NAMESPACE_LABEL, NAMESPACE_PREFIX, NODE_NAME_LABEL, PeerSelector, Scope};
 use crate::selector::Selector;
 
 /// Positions in the list that was indexed, ascending.
@@ -52,6 +52,7 @@ impl<'m> Index<'m> {
                 offers.push(vec![self.with(NAMESPACE_LABEL)]);
                 self.offer(namespaces, NAMESPACE_PREFIX, &mut offers);
             }
+            Scope::Nodes => offers.push(vec![self.with(NODE_NAME_LABEL)]),
             Scope::Anywhere | Scope::Global => {}
         }
         match offers

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! One bad document does not lose the others, and one mistake does not hide the next: errors are collected. A
-//! `List` is as good as its items side by side. Kubernetes' `NetworkPolicy` and `Namespace` are converted.
+//! `List` is as good as its items side by side. Kubernetes' `NetworkPolicy`,
+//! `ClusterNetworkPolicy`, `Namespace` and `ServiceAccount` are converted.
 
 mod diagnostic;
 pub(crate) mod strict;
@@ -18,10 +19,11 @@ use serde_json::{Value, json};
 pub use diagnostic::Diagnostic;
 
 use crate::kubernetes;
+use crate::kubernetes::cluster::{self, CLUSTER_POLICY_VERSION};
 use crate::nearest::nearest;
 use crate::path::Path;
 use crate::resource::shape::{Described, FieldShape, ObjectShape, Shape};
-use crate::resource::{API_VERSION, Kind, ObjectMeta, Resource, Source};
+use crate::resource::{API_VERSION, Kind, Object, ObjectMeta, ProfileSpec, Resource, Source};
 use crate::tree::{self, Data, Node, Position};
 use crate::validate::{self, Problem};
 use strict::Found;
@@ -282,11 +284,26 @@ impl<'a> Reader<'a> {
                 }
             },
             ("networking.k8s.io/v1", "NetworkPolicy") => self.kubernetes_policy(root, failed),
-            ("v1", "Namespace") => self.kubernetes_namespace(root, failed),
+            (CLUSTER_POLICY_VERSION, "ClusterNetworkPolicy") => self.cluster_policy(root, failed),
+            ("v1", "Namespace") => {
+                let convert = kubernetes::namespace;
+                self.kubernetes_profile(root, failed, &kubernetes::NAMESPACE_SHAPE, convert);
+            }
+            ("v1", "ServiceAccount") => {
+                let convert = |json: &Value| kubernetes::service_account(json);
+                self.kubernetes_profile(root, failed, &kubernetes::SERVICE_ACCOUNT_SHAPE, convert);
+            }
             (version, kind) => {
                 let at = root.get("apiVersion").map_or(root.at, |n| n.at);
                 let ours = Kind::all().iter().any(|k| k.name() == kind);
-                let hint = ours.then(|| format!("write apiVersion: {API_VERSION}"));
+                let is_superseded = matches!(kind, "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy");
+                let hint = if is_superseded || kind == "ClusterNetworkPolicy" {
+                    Some(format!(
+                        "write it as ClusterNetworkPolicy of {CLUSTER_POLICY_VERSION}"
+                    ))
+                } else {
+                    ours.then(|| format!("write apiVersion: {API_VERSION}"))
+                };
                 let message = format!("{kind} of {version} is not an object that is understood here");
                 self.error(at, &Path::root().key("apiVersion"), message, hint);
             }
@@ -437,6 +454,33 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn cluster_policy(&mut self, root: &Node, failed: bool) {
+        let fits = self.fits(root, &cluster::CLUSTER_POLICY_SHAPE) && !failed;
+        let mut json = root.to_json();
+        drop_nulls(&mut json);
+        match cluster::cluster_network_policy(&json) {
+            Ok(converted) if fits => {
+                for warning in converted.warnings {
+                    let at = root.locate(&warning.path).at;
+                    let warning = self.diagnostic(at, &warning.path, warning.message, warning.hint);
+                    self.out.warnings.push(warning);
+                }
+                let resource = Resource::GlobalNetworkPolicy(converted.object);
+                let rule_lines = RuleLines {
+                    ingress: lines_of(root, "ingress", &converted.ingress_from),
+                    egress: lines_of(root, "egress", &converted.egress_from),
+                };
+                let json = resource.to_json();
+                self.good(resource, json, root, rule_lines);
+            }
+            Ok(_) => {}
+            Err(problems) if fits || !problems.iter().all(|p| p.path == Path::root()) => {
+                self.problems(root, problems);
+            }
+            Err(_) => {}
+        }
+    }
+
     fn kubernetes_policy(&mut self, root: &Node, failed: bool) {
         let fits = self.fits(root, &kubernetes::POLICY_SHAPE) && !failed;
         let mut json = root.to_json();
@@ -445,15 +489,9 @@ impl<'a> Reader<'a> {
         match kubernetes::network_policy(&json) {
             Ok(converted) if fits => {
                 let resource = Resource::NetworkPolicy(converted.object);
-                let place = |direction: &str, of: &[usize]| {
-                    let rules = lines(root, direction);
-                    of.iter()
-                        .map(|i| rules.get(*i).copied().unwrap_or(root.at.line))
-                        .collect()
-                };
                 let rule_lines = RuleLines {
-                    ingress: place("ingress", &converted.ingress_from),
-                    egress: place("egress", &converted.egress_from),
+                    ingress: lines_of(root, "ingress", &converted.ingress_from),
+                    egress: lines_of(root, "egress", &converted.egress_from),
                 };
                 let json = resource.to_json();
                 self.good(resource, json, root, rule_lines);
@@ -466,11 +504,21 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn kubernetes_namespace(&mut self, root: &Node, failed: bool) {
-        let fits = self.fits(root, &kubernetes::NAMESPACE_SHAPE) && !failed;
+    /// What becomes a profile: a namespace or a service account.
+    fn kubernetes_profile(
+        &mut self,
+        root: &Node,
+        failed: bool,
+        shape: &'static ObjectShape,
+        convert: impl Fn(&Value) -> Result<Object<ProfileSpec>, Vec<Problem>>,
+    ) {
+        let fits = self.fits(root, shape) && !failed;
         let mut json = root.to_json();
         drop_nulls(&mut json);
-        match kubernetes::namespace(&json) {
+        if shape.name == "ServiceAccount" {
+            self.fill_namespace(&mut json, Kind::NetworkPolicy);
+        }
+        match convert(&json) {
             Ok(profile) if fits => {
                 let resource = Resource::Profile(profile);
                 let json = resource.to_json();
@@ -480,6 +528,14 @@ impl<'a> Reader<'a> {
             Err(problems) => self.problems(root, problems),
         }
     }
+}
+
+/// Lines of rules that were made from the elements of `spec.<field>` with these numbers.
+fn lines_of(root: &Node, field: &str, from: &[usize]) -> Vec<u32> {
+    let rules = lines(root, field);
+    from.iter()
+        .map(|i| rules.get(*i).copied().unwrap_or(root.at.line))
+        .collect()
 }
 
 /// Lines of the elements of `spec.<field>`.

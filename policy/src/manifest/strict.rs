@@ -78,7 +78,8 @@ pub(crate) fn check(node: &Node, shape: Shape, path: &Path, found: &mut Found) {
                 }
             }
         }
-        (Shape::Object(shape), Data::Object(_)) => object(node, shape, path, found),
+        (Shape::Object(shape), Data::Object(_)) => object(node, shape, false, path, found),
+        (Shape::Open(shape), Data::Object(_)) => object(node, shape, true, path, found),
         (shape, data) => {
             let expected = expected(shape);
             let hint = match (shape, data) {
@@ -118,7 +119,7 @@ pub(crate) fn check(node: &Node, shape: Shape, path: &Path, found: &mut Found) {
     }
 }
 
-fn object(node: &Node, shape: &ObjectShape, path: &Path, found: &mut Found) {
+fn object(node: &Node, shape: &ObjectShape, open: bool, path: &Path, found: &mut Found) {
     let Data::Object(members) = &node.data else { return };
     for member in members {
         let path = path.key(&member.key);
@@ -141,6 +142,7 @@ fn object(node: &Node, shape: &ObjectShape, path: &Path, found: &mut Found) {
             let near = nearest(&member.key, known.clone().map(|name| (name, name)));
             let hint = match near.first() {
                 Some(name) => format!("did you mean {name}?"),
+                None if open => continue,
                 None if shape.fields.len() <= 24 => {
                     format!(
                         "the fields here are {}",
@@ -176,7 +178,7 @@ fn expected(shape: Shape) -> String {
         Shape::Enum(values) => format!("one of {}", values.join(", ")),
         Shape::List(element) => format!("a list, each element {}", expected(element())),
         Shape::Map(value) => format!("an object, each value {}", expected(value())),
-        Shape::Object(_) => "an object".to_owned(),
+        Shape::Object(_) | Shape::Open(_) => "an object".to_owned(),
     }
 }
 

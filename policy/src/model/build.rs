@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use super::host::Asked;
-use super::labels::{NAMESPACE_LABEL, NAMESPACE_NAME_LABEL, NAMESPACE_PREFIX, ORCHESTRATOR_LABEL};
+use super::labels::{NAMESPACE_LABEL, NAMESPACE_PREFIX, NODE_NAME_LABEL, ORCHESTRATOR_LABEL, OWN_NAME_LABEL};
 use super::labels::{SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX};
 use super::{
     Action, Endpoint, EndpointId, Hook, HostEndpoint, IcmpMatch, LabelSet, Model, NamedPort, NetworkSet,
@@ -93,6 +93,7 @@ impl Model {
                     ));
                 }
                 Resource::GlobalNetworkSet(object) => sets.push((&object.metadata, &object.spec.nets, None)),
+                Resource::Node(object) => builder.node(&object.metadata, &object.spec),
                 Resource::FelixConfiguration(object) => {
                     let asked = Asked::of(&object.spec);
                     (builder.model.failsafes).insert(object.metadata.name.clone(), asked);
@@ -424,8 +425,21 @@ impl Builder {
                 inherited.insert(key.clone(), value.clone());
             }
             inherited.insert(
-                format!("{NAMESPACE_PREFIX}{NAMESPACE_NAME_LABEL}"),
+                format!("{NAMESPACE_PREFIX}{OWN_NAME_LABEL}"),
                 namespace.to_owned(),
+            );
+        }
+        let implicit: BTreeMap<&'static str, String> = implicit.into_iter().collect();
+        if let (Some(namespace), Some(account)) = (namespace, implicit.get(SERVICE_ACCOUNT_LABEL)) {
+            // And whoever runs as a service account has the labels of that one.
+            let profile = self.model.profiles.get(&format!("ksa.{namespace}.{account}"));
+            let of_account = profile.into_iter().flat_map(|profile| &profile.labels);
+            for (key, value) in of_account.filter(|(key, _)| key.starts_with(SERVICE_ACCOUNT_PREFIX)) {
+                inherited.insert(key.clone(), value.clone());
+            }
+            inherited.insert(
+                format!("{SERVICE_ACCOUNT_PREFIX}{OWN_NAME_LABEL}"),
+                account.clone(),
             );
         }
         let mut labels = own.clone();
@@ -523,10 +537,28 @@ impl Builder {
     fn set(&mut self, metadata: &ObjectMeta, nets: Option<&[IpNetwork]>, namespace: Option<String>) {
         let labels = self.labels(&metadata.labels, std::iter::empty(), namespace.as_deref(), None);
         let nets = nets.unwrap_or_default().iter().copied().map(masked).collect();
-        let key = SetKey {
+        let key = SetKey::Set {
             namespace,
             name: metadata.name.clone(),
         };
+        self.model
+            .sets
+            .insert(key.clone(), NetworkSet { key, nets, labels });
+    }
+
+    /// A node is a set of its addresses, for the selectors that ask for nodes.
+    fn node(&mut self, metadata: &ObjectMeta, spec: &resource::NodeSpec) {
+        let bgp = spec.bgp.iter();
+        let written = bgp.flat_map(|bgp| [&bgp.ipv4_address, &bgp.ipv6_address]);
+        let nets = (written.flatten())
+            .chain(spec.addresses.iter().flatten().map(|address| &address.address))
+            // With or without the length of the subnet, which says nothing of the node.
+            .filter_map(|text| text.split('/').next()?.parse::<IpAddr>().ok())
+            .map(IpNetwork::from)
+            .collect();
+        let node = metadata.name.clone();
+        let labels = LabelSet::of_node(&node, &metadata.labels);
+        let key = SetKey::Node { node };
         self.model
             .sets
             .insert(key.clone(), NetworkSet { key, nets, labels });
@@ -705,7 +737,14 @@ fn peer(
         .transpose()
         .map_err(in_field)?;
     let selects = selector.is_some() || namespaces.is_some() || accounts.is_some();
+    let is_of_nodes = selector.as_ref().is_some_and(|selector| {
+        let demanded = selector.restrictions();
+        demanded
+            .get(NODE_NAME_LABEL)
+            .is_some_and(|restriction| restriction.must_be_present)
+    });
     let scope = match (namespaces, namespace) {
+        (None, _) if is_of_nodes => Scope::Nodes,
         (Some(scope), _) => scope,
         // In a namespaced policy a plain selector looks no further than its own namespace.
         (None, Some(namespace)) => Scope::Namespace(namespace.to_owned()),

@@ -15,8 +15,13 @@ pub const SERVICE_ACCOUNT_LABEL: &str = "projectcalico.org/serviceaccount";
 pub const NAMESPACE_PREFIX: &str = "pcns.";
 /// Prefix under which the labels of its service account reach an endpoint.
 pub const SERVICE_ACCOUNT_PREFIX: &str = "pcsa.";
-/// The label of a namespace that holds its name.
-pub(super) const NAMESPACE_NAME_LABEL: &str = "projectcalico.org/name";
+/// Prefix of the labels of a node. Nodes are selected by selectors that demand [`NODE_NAME_LABEL`] and by no others:
+/// `all()` is about endpoints and network sets.
+pub const NODE_PREFIX: &str = "pcnode.";
+/// The label that every node has, with its name as value.
+pub const NODE_NAME_LABEL: &str = "pcnode.projectcalico.org/name";
+/// The label of a namespace or service account that holds its name.
+pub(super) const OWN_NAME_LABEL: &str = "projectcalico.org/name";
 
 /// The labels of an endpoint or network set, with those it inherited, and the views of its namespace and service
 /// account that `namespaceSelector` and `serviceAccountSelector` look at.
@@ -27,6 +32,8 @@ pub struct LabelSet {
     namespace: BTreeMap<String, String>,
     /// The `pcsa.` labels without the prefix.
     service_account: BTreeMap<String, String>,
+    /// Whether they are the labels of a node.
+    node: bool,
 }
 
 impl LabelSet {
@@ -47,6 +54,21 @@ impl LabelSet {
             namespace: view(NAMESPACE_PREFIX),
             service_account: view(SERVICE_ACCOUNT_PREFIX),
             all,
+            node: false,
+        }
+    }
+
+    /// The labels of a node, each under [`NODE_PREFIX`].
+    pub fn of_node(name: &str, labels: &BTreeMap<String, String>) -> Self {
+        let lend = |(key, value): (&str, &str)| (format!("{NODE_PREFIX}{key}"), value.to_owned());
+        // What the kubelet says of every node, and manifests therefore count on.
+        let mut all = BTreeMap::from([lend(("kubernetes.io/hostname", name))]);
+        all.extend(labels.iter().map(|(key, value)| lend((key, value))));
+        all.insert(NODE_NAME_LABEL.to_owned(), name.to_owned());
+        Self {
+            all,
+            node: true,
+            ..Self::default()
         }
     }
 
@@ -89,6 +111,8 @@ pub enum Scope {
     Namespaces(Selector),
     /// `global()`: in no namespace.
     Global,
+    /// Among the nodes of the cluster; no other scope finds them.
+    Nodes,
 }
 
 /// A match on the service account; both parts must hold.
@@ -104,6 +128,8 @@ impl PeerSelector {
     /// Whether it selects something with these labels.
     pub fn matches(&self, labels: &LabelSet) -> bool {
         let in_scope = match &self.scope {
+            Scope::Nodes => labels.node,
+            _ if labels.node => false,
             Scope::Anywhere => true,
             Scope::Namespace(namespace) => labels.namespace() == Some(namespace),
             Scope::Namespaces(selector) => {
@@ -148,6 +174,7 @@ impl fmt::Display for PeerSelector {
             Scope::Namespace(namespace) => write!(f, " in namespace {namespace:?}")?,
             Scope::Namespaces(selector) => write!(f, " in namespaces with {selector}")?,
             Scope::Global => f.write_str(" in no namespace")?,
+            Scope::Nodes => f.write_str(" among the nodes")?,
         }
         if let Some(accounts) = &self.service_accounts {
             f.write_str(" with a service account")?;

@@ -31,8 +31,8 @@ pub use host::{
 };
 pub use key::{BadEndpointId, EndpointId, Origin, PolicyKey, PolicyKind};
 pub use labels::{
-    LabelSet, NAMESPACE_LABEL, NAMESPACE_PREFIX, ORCHESTRATOR_LABEL, PeerSelector, SERVICE_ACCOUNT_LABEL,
-    SERVICE_ACCOUNT_PREFIX, Scope, ServiceAccounts,
+    LabelSet, NAMESPACE_LABEL, NAMESPACE_PREFIX, NODE_NAME_LABEL, NODE_PREFIX, ORCHESTRATOR_LABEL,
+    PeerSelector, SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX, Scope, ServiceAccounts,
 };
 
 pub use crate::compile::{Action, TierEnd};
@@ -45,7 +45,7 @@ pub struct Model {
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
     /// Host endpoints by name. Their addresses are members of selectors.
     pub host_endpoints: BTreeMap<String, HostEndpoint>,
-    /// NetworkSets and GlobalNetworkSets.
+    /// NetworkSets and GlobalNetworkSets, and the nodes, which are sets of their addresses.
     pub sets: BTreeMap<SetKey, NetworkSet>,
     /// Tiers by name, the built-in ones included.
     pub tiers: BTreeMap<String, Tier>,
@@ -110,20 +110,36 @@ pub struct NamedPort {
     pub port: u16,
 }
 
-/// Namespace (none: GlobalNetworkSet) and name of a set.
+/// Sort, namespace and name of something with networks and labels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct SetKey {
-    /// The namespace; `None` for a GlobalNetworkSet.
-    pub namespace: Option<String>,
-    /// `metadata.name`.
-    pub name: String,
+#[serde(untagged)]
+pub enum SetKey {
+    /// A NetworkSet, or a GlobalNetworkSet.
+    Set {
+        /// The namespace; `None` for a GlobalNetworkSet.
+        namespace: Option<String>,
+        /// `metadata.name`.
+        name: String,
+    },
+    /// A node, with its addresses.
+    Node {
+        /// `metadata.name`.
+        node: String,
+    },
 }
 
 impl std::fmt::Display for SetKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.namespace {
-            Some(namespace) => write!(f, "NetworkSet {namespace}/{}", self.name),
-            None => write!(f, "GlobalNetworkSet {}", self.name),
+        match self {
+            Self::Set {
+                namespace: Some(namespace),
+                name,
+            } => write!(f, "NetworkSet {namespace}/{name}"),
+            Self::Set {
+                namespace: None,
+                name,
+            } => write!(f, "GlobalNetworkSet {name}"),
+            Self::Node { node } => write!(f, "Node {node}"),
         }
     }
 }
@@ -131,7 +147,7 @@ impl std::fmt::Display for SetKey {
 /// Networks that selectors can find by label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkSet {
-    /// Namespace and name.
+    /// What it is.
     pub key: SetKey,
     /// The networks, without host bits.
     pub nets: BTreeSet<IpNetwork>,

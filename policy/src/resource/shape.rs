@@ -46,6 +46,9 @@ pub enum Shape {
     Map(fn() -> Shape),
     /// An object with known fields.
     Object(&'static ObjectShape),
+    /// An object that may also have fields which nobody knows yet. One that is spelled almost like a known one is a
+    /// mistake.
+    Open(&'static ObjectShape),
 }
 
 /// The fields of one API struct.

@@ -7,6 +7,7 @@
 mod network;
 mod policy;
 
+use crate::kubernetes::cluster::CLUSTER_POLICY_PREFIX;
 use crate::path::Path;
 use crate::resource::{Kind, ObjectMeta, Resource};
 use crate::selector::Selector;
@@ -200,7 +201,9 @@ fn name(kind: Kind, name: &str, at: &Path, check: &mut Check) {
     let fits = match kind {
         Kind::Tier => is_label(name),
         Kind::NetworkPolicy | Kind::StagedNetworkPolicy => is_policy_name(name) || is_converted_name(name),
-        Kind::GlobalNetworkPolicy | Kind::StagedGlobalNetworkPolicy => is_policy_name(name),
+        Kind::GlobalNetworkPolicy | Kind::StagedGlobalNetworkPolicy => {
+            is_policy_name(name) || name.strip_prefix(CLUSTER_POLICY_PREFIX).is_some_and(is_subdomain)
+        }
         _ => is_subdomain(name),
     };
     if fits {

@@ -155,6 +155,12 @@ impl Encoder {
             }
             Statement::Counter => self.expression("counter", |_| {}),
             Statement::Limit(limit) => self.limit(limit),
+            Statement::ConnLimit { over } => self.expression("connlimit", |b| {
+                // `NFTA_CONNLIMIT_COUNT`, `NFTA_CONNLIMIT_FLAGS`, `NFT_CONNLIMIT_F_INV`.
+                b.be32(1, *over);
+                b.be32(2, 1);
+            }),
+            Statement::SetDscp { v6, value } => self.set_dscp(*v6, *value),
             Statement::Log(log) => self.log(log),
             Statement::SetMark(source) => {
                 match source {
@@ -437,6 +443,31 @@ impl Encoder {
             b.be32(3, mask.len() as u32);
             b.nest(4, |b| b.bytes(1, mask));
             b.nest(5, |b| b.bytes(1, xor));
+        });
+    }
+
+    /// The code point lies across the first two bytes of an IPv6 header, and in the second of an IPv4 header, whose
+    /// checksum (at 10) changes with it.
+    fn set_dscp(&mut self, v6: bool, value: u8) {
+        /// `NFT_PAYLOAD_CSUM_NONE`, `NFT_PAYLOAD_CSUM_INET`.
+        const NONE: u32 = 0;
+        const INET: u32 = 1;
+        self.imply(&[Field::saddr(v6)]);
+        let (mask, bits, checksum) = if v6 {
+            ([0xf0, 0x3f], [value >> 2, value << 6], (NONE, 0))
+        } else {
+            ([0xff, 0x03], [0, value << 2], (INET, 10))
+        };
+        self.payload(NETWORK, 0, 2, REG_1);
+        self.bitwise(None, &mask, &bits);
+        self.expression("payload", |b| {
+            b.be32(5, REG_1);
+            b.be32(2, NETWORK);
+            b.be32(3, 0);
+            b.be32(4, 2);
+            b.be32(6, checksum.0);
+            b.be32(7, checksum.1);
+            b.be32(8, 0);
         });
     }
 

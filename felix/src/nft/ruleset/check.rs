@@ -16,6 +16,8 @@ use super::{
 pub const COMMENT_MAX: usize = 111;
 /// Longest log prefix the kernel takes (`NF_LOG_PREFIXLEN` less the terminator).
 pub const LOG_PREFIX_MAX: usize = 127;
+/// Largest differentiated services code point (RFC 2474 §3).
+const DSCP_MAX: u8 = 63;
 /// Longest name of a chain, set or map (`NFT_NAME_MAXLEN` less the terminator, and what nft can print).
 const NAME_MAX: usize = 127;
 /// Bytes of registers one key may fill (`NFT_REG32_COUNT` × 4).
@@ -234,6 +236,7 @@ impl Table {
                 Statement::VerdictMap { fields, .. } => known.need(fields),
                 Statement::InlineVerdictMap { field, .. } => known.need(&[*field]),
                 Statement::Reject(Reject::TcpReset) => known.need_tcp(),
+                Statement::SetDscp { v6, .. } => known.need(&[Field::saddr(*v6)]),
                 _ => Ok(Vec::new()),
             };
             if implied.is_err() {
@@ -277,6 +280,10 @@ impl Table {
             Statement::Limit(limit) if limit.rate == 0 || limit.burst == 0 => {
                 Err(format!("{limit}: a rate or burst of 0"))
             }
+            Statement::ConnLimit { over: 0 } => Err(format!("{statement}: allows no connection")),
+            Statement::SetDscp { value, .. } if *value > DSCP_MAX => {
+                Err(format!("{statement}: a code point has six bits"))
+            }
             Statement::Log(log) if log.prefix.is_empty() || log.prefix.len() > LOG_PREFIX_MAX => {
                 Err(format!(
                     "a log prefix of {} bytes; 1 to {LOG_PREFIX_MAX} fit",
@@ -286,6 +293,8 @@ impl Table {
             Statement::Log(log) => bad_text(&log.prefix).map_or(Ok(()), Err),
             Statement::Counter
             | Statement::Limit(_)
+            | Statement::ConnLimit { .. }
+            | Statement::SetDscp { .. }
             | Statement::SetMark(_)
             | Statement::SetCtMark(_)
             | Statement::Reject(_)
@@ -336,6 +345,11 @@ impl Table {
 }
 
 impl Field {
+    /// The source address of a family.
+    pub(crate) const fn saddr(v6: bool) -> Field {
+        if v6 { Field::Ip6Saddr } else { Field::IpSaddr }
+    }
+
     /// The type of this field in the key of a named set, if it can be in one.
     pub fn key_type(self) -> Option<KeyType> {
         match self {

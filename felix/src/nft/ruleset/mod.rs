@@ -407,12 +407,25 @@ pub enum Statement {
     Counter,
     /// Goes on only below a rate.
     Limit(Limit),
+    /// `ct count over n`: goes on if this rule has seen more connections than that which still exist, the packet's own
+    /// among them. Each rule keeps its own list.
+    ConnLimit {
+        /// Connections that may be.
+        over: u32,
+    },
     /// Hands a copy of the packet's head to a log group.
     Log(Log),
     /// Writes the packet mark.
     SetMark(MarkSource),
     /// Writes the connection mark.
     SetCtMark(MarkSource),
+    /// `ip dscp set n`, or `ip6 dscp set n`: the differentiated services code point (RFC 2474 §3). Implies the family.
+    SetDscp {
+        /// The header: IPv6's instead of IPv4's.
+        v6: bool,
+        /// The code point, 0–63.
+        value: u8,
+    },
     /// `a . b vmap @map`: the verdict under the key; without one, the rule ends here.
     VerdictMap {
         /// Key, in the order of the map's key types.

@@ -162,9 +162,13 @@ impl Display for Statement {
             Statement::Match(m) => m.fmt(f),
             Statement::Counter => f.write_str("counter"),
             Statement::Limit(limit) => limit.fmt(f),
+            Statement::ConnLimit { over } => write!(f, "ct count over {over}"),
             Statement::Log(log) => log.fmt(f),
             Statement::SetMark(source) => set_mark(f, "meta mark", "ct mark", *source),
             Statement::SetCtMark(source) => set_mark(f, "ct mark", "meta mark", *source),
+            Statement::SetDscp { v6, value } => {
+                write!(f, "{} dscp set {value}", if *v6 { "ip6" } else { "ip" })
+            }
             Statement::VerdictMap { fields, map } => write!(f, "{} vmap @{map}", joined(fields, " . ")),
             Statement::InlineVerdictMap { field, elements } => {
                 let elements: Vec<String> = elements.iter().map(|(k, v)| format!("{k} : {v}")).collect();

@@ -11,7 +11,7 @@ pub enum Replaced {
     Endpoint(EndpointId, Option<Endpoint>),
     /// A policy.
     Policy(PolicyKey, Option<Policy>),
-    /// A network set.
+    /// A network set, or a node.
     Set(SetKey, Option<NetworkSet>),
 }
 
@@ -69,6 +69,7 @@ impl Model {
             Some(Resource::GlobalNetworkSet(object)) => {
                 builder.set(&object.metadata, object.spec.nets.as_deref(), None);
             }
+            Some(Resource::Node(object)) => builder.node(&object.metadata, &object.spec),
             _ => {}
         }
         *self = builder.model;
@@ -100,7 +101,7 @@ impl Model {
         };
         let set = |namespace, name: &str| {
             let name = name.to_owned();
-            Part::Set(SetKey { namespace, name })
+            Part::Set(SetKey::Set { namespace, name })
         };
         match resource {
             Resource::WorkloadEndpoint(object) => Some(Part::Endpoint(EndpointId::new(
@@ -111,6 +112,9 @@ impl Model {
                 Some(set(Some(namespace(&object.metadata)), &object.metadata.name))
             }
             Resource::GlobalNetworkSet(object) => Some(set(None, &object.metadata.name)),
+            Resource::Node(object) => Some(Part::Set(SetKey::Node {
+                node: object.metadata.name.clone(),
+            })),
             Resource::NetworkPolicy(object) => policy(
                 PolicyKind::NetworkPolicy,
                 &object.metadata,

@@ -2,11 +2,14 @@
 //!
 //! A `NetworkPolicy` becomes a policy `knp.default.<name>` of order 1000 in the tier `default`. A `Namespace`
 //! becomes a profile `kns.<name>` that allows everything and lends its endpoints the namespace's labels under
-//! `pcns.`, which is how a `namespaceSelector` is asked of an endpoint.
+//! `pcns.`, which is how a `namespaceSelector` is asked of an endpoint; a `ServiceAccount` becomes a profile
+//! `ksa.<namespace>.<name>` that lends labels under `pcsa.`. `ClusterNetworkPolicy`: see [`cluster`].
 //!
 //! Kubernetes' peers are pods. Here any workload is one, whatever runs it; network sets, which also have labels,
 //! are not: a peer therefore asks for the label `projectcalico.org/orchestrator`, which workloads and nothing else
 //! have, instead of for `k8s`.
+
+pub mod cluster;
 
 use std::collections::BTreeMap;
 
@@ -27,6 +30,10 @@ pub const POLICY_PREFIX: &str = "knp.default.";
 pub const NAMESPACE_PREFIX: &str = "kns.";
 /// Prefix of labels that endpoints inherit from their namespace.
 pub const NAMESPACE_LABEL_PREFIX: &str = "pcns.";
+/// Prefix of converted service accounts' names.
+pub const SERVICE_ACCOUNT_PREFIX: &str = "ksa.";
+/// Prefix of labels that endpoints inherit from their service account.
+pub const SERVICE_ACCOUNT_LABEL_PREFIX: &str = "pcsa.";
 /// Order of converted policies.
 pub const POLICY_ORDER: f64 = 1000.0;
 
@@ -211,6 +218,44 @@ pub(crate) const NAMESPACE_SHAPE: ObjectShape = ObjectShape {
     not_honoured: &[],
 };
 
+/// Shape of a Kubernetes ServiceAccount.
+pub(crate) const SERVICE_ACCOUNT_SHAPE: ObjectShape = ObjectShape {
+    name: "ServiceAccount",
+    fields: &[
+        FieldShape {
+            name: "apiVersion",
+            shape: String::shape,
+            required: true,
+        },
+        FieldShape {
+            name: "kind",
+            shape: String::shape,
+            required: true,
+        },
+        FieldShape {
+            name: "metadata",
+            shape: crate::manifest::metadata_shape,
+            required: true,
+        },
+        FieldShape {
+            name: "secrets",
+            shape: || Shape::Any,
+            required: false,
+        },
+        FieldShape {
+            name: "imagePullSecrets",
+            shape: || Shape::Any,
+            required: false,
+        },
+        FieldShape {
+            name: "automountServiceAccountToken",
+            shape: bool::shape,
+            required: false,
+        },
+    ],
+    not_honoured: &[],
+};
+
 /// A converted policy, and of each of its rules which rule of the original it came from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Converted {
@@ -353,6 +398,31 @@ pub fn namespace(value: &Value) -> Result<Object<ProfileSpec>, Vec<Problem>> {
     ))
 }
 
+/// Converts a `v1` ServiceAccount; one without namespace is in `default`. Its profile lends labels and has no rules.
+///
+/// # Errors
+/// A name or labels that Kubernetes itself would refuse.
+pub fn service_account(value: &Value) -> Result<Object<ProfileSpec>, Vec<Problem>> {
+    let metadata = metadata(value)?;
+    let problems = name_problems(&metadata);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let lend = |name: &str| format!("{SERVICE_ACCOUNT_LABEL_PREFIX}{name}");
+    let mut labels: BTreeMap<String, String> = (metadata.labels.iter())
+        .map(|(name, value)| (lend(name), value.clone()))
+        .collect();
+    labels.insert(lend("projectcalico.org/name"), metadata.name.clone());
+    let namespace = metadata.namespace.as_deref();
+    let namespace = namespace.unwrap_or(crate::manifest::DEFAULT_NAMESPACE);
+    let spec = ProfileSpec {
+        labels_to_apply: Some(labels),
+        ..ProfileSpec::default()
+    };
+    let name = format!("{SERVICE_ACCOUNT_PREFIX}{namespace}.{}", metadata.name);
+    Ok(Object::new(ObjectMeta::named(name), spec))
+}
+
 fn root(message: String) -> Vec<Problem> {
     vec![Problem::new(Path::root(), message)]
 }
@@ -382,12 +452,26 @@ fn name_problems(metadata: &ObjectMeta) -> Vec<Problem> {
 
 /// A selector of ours for the same labels.
 fn selector(from: &LabelSelector, at: &Path, problems: &mut Vec<Problem>) -> String {
+    selector_of(from, "", at, problems)
+}
+
+/// What has these labels and is what `what` says.
+fn with_labels(what: &str, labels: String) -> String {
+    if labels == "all()" {
+        what.to_owned()
+    } else {
+        format!("{what} && {labels}")
+    }
+}
+
+/// A selector of ours for the same labels under a prefix.
+fn selector_of(from: &LabelSelector, prefix: &str, at: &Path, problems: &mut Vec<Problem>) -> String {
     let mut terms = Vec::new();
     for (name, value) in from.match_labels.iter().flatten() {
         if let Some(message) = label_problem(name, value) {
             problems.push(Problem::new(at.key("matchLabels").key(name), message));
         }
-        terms.push(format!("{name} == \"{value}\""));
+        terms.push(format!("{prefix}{name} == \"{value}\""));
     }
     for (i, expression) in from.match_expressions.iter().flatten().enumerate() {
         let at = at.key("matchExpressions").index(i);
@@ -418,10 +502,10 @@ fn selector(from: &LabelSelector, at: &Path, problems: &mut Vec<Problem>) -> Str
                 refuse("the operator takes no values");
                 continue;
             }
-            LabelOperator::In => format!("{key} in {}", set()),
-            LabelOperator::NotIn => format!("{key} not in {}", set()),
-            LabelOperator::Exists => format!("has({key})"),
-            LabelOperator::DoesNotExist => format!("!has({key})"),
+            LabelOperator::In => format!("{prefix}{key} in {}", set()),
+            LabelOperator::NotIn => format!("{prefix}{key} not in {}", set()),
+            LabelOperator::Exists => format!("has({prefix}{key})"),
+            LabelOperator::DoesNotExist => format!("!has({prefix}{key})"),
         });
     }
     if terms.is_empty() {
@@ -464,11 +548,7 @@ fn peers(peers: Option<&[Peer]>, at: &Path, problems: &mut Vec<Problem>) -> Vec<
                     Some(pods) => selector(pods, &at.key("podSelector"), problems),
                     None => "all()".to_owned(),
                 };
-                let pods = if pods == "all()" {
-                    IS_WORKLOAD.to_owned()
-                } else {
-                    format!("{IS_WORKLOAD} && {pods}")
-                };
+                let pods = with_labels(IS_WORKLOAD, pods);
                 let namespaces = namespace_selector
                     .as_ref()
                     .map(|namespaces| selector(namespaces, &at.key("namespaceSelector"), problems));
