@@ -85,6 +85,16 @@ pub enum Reason {
         /// Which way.
         direction: Direction,
     },
+    /// More packets than the endpoint's packet rate lets pass.
+    Rate {
+        /// Which way.
+        direction: Direction,
+    },
+    /// More connections than the endpoint may have.
+    Connections {
+        /// Which way.
+        direction: Direction,
+    },
     /// A workload sent from an address that is not its own.
     Source,
     /// A workload may not reach its host (`defaultEndpointToHostAction`).
@@ -95,9 +105,11 @@ impl Reason {
     /// Which way the packet went, where the reason is one of policy.
     pub fn direction(&self) -> Option<Direction> {
         match self {
-            Self::Rule { direction, .. } | Self::TierEnd { direction, .. } | Self::NoMatch { direction } => {
-                Some(*direction)
-            }
+            Self::Rule { direction, .. }
+            | Self::TierEnd { direction, .. }
+            | Self::NoMatch { direction }
+            | Self::Rate { direction }
+            | Self::Connections { direction } => Some(*direction),
             Self::Source | Self::Host => None,
         }
     }
@@ -115,6 +127,8 @@ impl fmt::Display for Tag {
             } => write!(f, "|{direction}|rule|{policy}|{rule}"),
             Reason::TierEnd { direction, tier } => write!(f, "|{direction}|tier|{tier}"),
             Reason::NoMatch { direction } => write!(f, "|{direction}|end"),
+            Reason::Rate { direction } => write!(f, "|{direction}|rate"),
+            Reason::Connections { direction } => write!(f, "|{direction}|connections"),
             Reason::Source => f.write_str("|source"),
             Reason::Host => f.write_str("|host"),
         }
@@ -158,6 +172,8 @@ impl Tag {
                 tier: words.next()?.to_owned(),
             },
             "end" => Reason::NoMatch { direction },
+            "rate" => Reason::Rate { direction },
+            "connections" => Reason::Connections { direction },
             _ => return None,
         };
         Some(Self { denied, reason })

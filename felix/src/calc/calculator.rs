@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use policy::compile::Incremental;
-use policy::model::{self, Endpoint, EndpointId, Model, Replaced};
+use policy::model::{self, Endpoint, EndpointId, Model, Replaced, SetKey};
 use policy::resource::{EndpointToHostAction, FelixConfigurationSpec, Resource, WorkloadSourceSpoofing};
 use serde_json::Value;
 
@@ -325,6 +325,7 @@ impl State {
                 host_action,
                 nat_pools: self.pools.translated(),
                 pools: self.pools.all(),
+                nodes: self.nodes(),
                 quarantine,
             },
             cache,
@@ -345,6 +346,16 @@ impl State {
             advertise: Arc::clone(&self.advertise),
             problems,
         }
+    }
+
+    /// Addresses of the nodes, where something depends on what is inside the cluster.
+    fn nodes(&self) -> Vec<IpNetwork> {
+        if !render::has_classes(self.program.program()) {
+            return Vec::new();
+        }
+        let sets = self.model.sets.iter();
+        let nodes = sets.filter(|(key, _)| matches!(key, SetKey::Node { .. }));
+        nodes.flat_map(|(_, set)| set.nets.iter().copied()).collect()
     }
 
     fn all_problems(&self, world: &World) -> Vec<Problem> {

@@ -8,7 +8,8 @@
 //!  postrouting nat  nat-out                            natOutgoing pools, leaving all pools
 //! ```
 //!
-//! Where the node's own interfaces have policy, [`host`] adds base chains of theirs.
+//! Where the node's own interfaces have policy, [`host`] adds base chains of theirs; where traffic is limited or
+//! classed, [`qos`] does.
 //!
 //! What holds for every table made here:
 //!
@@ -30,6 +31,7 @@ mod host;
 mod index;
 mod lists;
 mod policy;
+mod qos;
 mod report;
 mod sets;
 
@@ -38,6 +40,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use policy::chain_names;
+use qos::Kind;
 
 use crate::config::{AgentConfig, TABLE, TABLE_COMMENT};
 use crate::flowlog::{self, Reason, Tag};
@@ -47,6 +50,7 @@ use crate::nft::ruleset::{
 };
 
 use ::policy::compile::Program;
+use ::policy::packet::Direction;
 
 pub use cache::Cache;
 pub use report::{LinearRule, ListReport, Report, SetCount, report};
@@ -85,8 +89,19 @@ pub struct Input<'a> {
     pub nat_pools: Vec<IpNetwork>,
     /// Networks of all pools: within them nothing is translated.
     pub pools: Vec<IpNetwork>,
+    /// Addresses of the nodes; needed only where [`has_classes`] says so.
+    pub nodes: Vec<IpNetwork>,
     /// Names of chains and sets the kernel refused, with its message. What needs them is rendered as a drop.
     pub quarantine: &'a BTreeMap<String, String>,
+}
+
+/// Whether packets of this node get a class as they leave the cluster.
+pub fn has_classes(program: &Program) -> bool {
+    !program.hosts.dscp.is_empty()
+        || program
+            .endpoints
+            .values()
+            .any(|endpoint| endpoint.qos.dscp.is_some())
 }
 
 /// The table.
@@ -104,6 +119,7 @@ pub fn table_with(input: &Input<'_>, cache: &mut Cache) -> Arc<Table> {
     host(input, &mut table);
     host::add(input, &mut table);
     nat(input, &mut table);
+    qos::add(input, &mut table);
     sets::add(input, &mut table, &mut sets);
     policy::add(input, &mut table, &mut lists);
     cache.end(input, sets, lists, table)
@@ -286,17 +302,25 @@ fn clear_pass(input: &Input<'_>) -> Rule {
 
 fn forward(input: &Input<'_>, table: &mut Table) {
     let directions = [
-        ("fwd-from", "wl-from", "ep-from", Field::Iifname, 0),
-        ("fwd-to", "wl-to", "ep-to", Field::Oifname, 1),
+        (
+            Direction::Egress,
+            "fwd-from",
+            "wl-from",
+            "ep-from",
+            Field::Iifname,
+            0,
+        ),
+        (Direction::Ingress, "fwd-to", "wl-to", "ep-to", Field::Oifname, 1),
     ];
-    for (base, dispatch, map, field, priority) in directions {
+    for (direction, base, dispatch, map, field, priority) in directions {
+        let chain = Chain::base(base, Base::filter(Hook::Forward, priority)).rule(cut(input));
         table.add_chain(
-            Chain::base(base, Base::filter(Hook::Forward, priority))
-                .rule(cut(input))
+            qos::ask(input, Kind::Rate, direction, chain)
                 .rule(established())
                 .rule(ours(input, field).verdict(Verdict::Goto(dispatch.into()))),
         );
-        let mut chain = Chain::new(dispatch).rule(invalid());
+        let chain = Chain::new(dispatch).rule(invalid());
+        let mut chain = qos::ask(input, Kind::Connections, direction, chain);
         if policy::uses_pass(input.program) {
             chain = chain.rule(clear_pass(input));
         }
@@ -354,7 +378,8 @@ fn host(input: &Input<'_>, table: &mut Table) {
                 .verdict(Verdict::Accept)
                 .comment("neighbour discovery"),
         )
-        .rule(cut(input))
+        .rule(cut(input));
+    chain = qos::ask(input, Kind::Rate, Direction::Egress, chain)
         .rule(established())
         .rule(invalid());
     match input.host_action {
@@ -364,6 +389,7 @@ fn host(input: &Input<'_>, table: &mut Table) {
                 .rule(drop_rule("defaultEndpointToHostAction"));
         }
         HostAction::Accept => {
+            chain = qos::ask(input, Kind::Connections, Direction::Egress, chain);
             if policy::uses_pass(input.program) {
                 chain = chain.rule(clear_pass(input));
             }

@@ -98,7 +98,7 @@ fn tcp(src: IpAddr, dst: IpAddr, port: u16) -> Packet {
 }
 
 /// Which packets get through, as the evaluator, the program and the kernel agree.
-fn verdicts(site: &mut Site, objects: &[Value], packets: &[Packet]) -> Vec<bool> {
+pub(crate) fn verdicts(site: &mut Site, objects: &[Value], packets: &[Packet]) -> Vec<bool> {
     let meaning = site.apply(objects);
     site.assert_listing_loads_again();
     agreed(site, &meaning, packets)

@@ -1,7 +1,8 @@
 //! The kernel agrees with the evaluator: what packets see of rendered policy is what `policy::eval` says of it.
 //!
 //! [`random`] throws random worlds and packets at all three implementations, [`oracle`] the Kubernetes cases whose
-//! verdicts somebody else computed, [`hosts`] has two nodes; [`corners`], [`endpoints`] and [`flows`] name what has been wrong
+//! verdicts somebody else computed, [`hosts`] has two nodes; [`limits`] what traffic is held to;
+//! [`corners`], [`endpoints`] and [`flows`] name what has been wrong
 //! elsewhere. Every table made on the way is listed by `nft`, loaded again and compared.
 #![expect(
     clippy::unwrap_used,
@@ -11,6 +12,7 @@
 #[path = "../../../policy/tests/cases/mod.rs"]
 mod cases;
 mod clock;
+mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod corners;
@@ -19,6 +21,7 @@ mod flows;
 #[path = "../../../policy/tests/random/mod.rs"]
 mod generator;
 mod hosts;
+mod limits;
 mod oracle;
 mod random;
 #[path = "../common/reader.rs"]
@@ -33,10 +36,12 @@ use common::{in_namespace, no_program};
 fn main() {
     common::run(Some(2), || {
         let tests = [
+            cluster::TESTS,
             corners::TESTS,
             endpoints::TESTS,
             flows::TESTS,
             hosts::TESTS,
+            limits::TESTS,
             random::TESTS,
             oracle::TESTS,
         ];

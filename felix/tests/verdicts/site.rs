@@ -109,6 +109,8 @@ pub(crate) struct Meaning {
     pub(crate) desired: Desired,
     /// The node's own addresses on its uplink.
     pub(crate) own: Vec<IpAddr>,
+    /// Messages that it took to make the kernel's table the right one.
+    pub(crate) messages: usize,
 }
 
 impl Site {
@@ -277,14 +279,24 @@ impl Site {
             world.set_addresses(links::addresses_by_interface(&mut self.rtnl).unwrap());
         }
         let desired = calculate(&world, &self.config, &BTreeMap::new());
-        self.engine.apply(&desired.table).unwrap();
+        let messages = self.engine.apply(&desired.table).unwrap().messages;
         self.set_routes(&desired);
         let own = self
             .own
             .as_ref()
             .map(|own| own.addresses.to_vec())
             .unwrap_or_default();
-        Meaning { model, desired, own }
+        Meaning {
+            model,
+            desired,
+            own,
+            messages,
+        }
+    }
+
+    /// As if the agent had ended and another had begun: it knows nothing but what it finds in the kernel.
+    pub(crate) fn restart(&mut self) {
+        self.engine = Engine::open_shared("felix").unwrap();
     }
 
     fn set_routes(&mut self, desired: &Desired) {
@@ -426,6 +438,7 @@ impl Site {
                 let packet = Arrived {
                     src: from.unwrap().ip().into(),
                     dst: own.addresses[1],
+                    dscp: 0,
                     protocol: *protocol,
                     transport: buffer[..length].to_vec(),
                 };

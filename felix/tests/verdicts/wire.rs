@@ -180,26 +180,31 @@ pub(crate) fn unreachable(src: IpAddr, dst: IpAddr, about: &[u8]) -> Vec<u8> {
     datagram(src, dst, protocol, &bytes, 0)
 }
 
-/// What arrived: addresses, protocol and transport part.
+/// What arrived: addresses, class, protocol and transport part.
 #[derive(Debug)]
 pub(crate) struct Arrived {
     pub(crate) src: IpAddr,
     pub(crate) dst: IpAddr,
+    /// The code point (RFC 2474 §3).
+    pub(crate) dscp: u8,
     pub(crate) protocol: u8,
     pub(crate) transport: Vec<u8>,
 }
 
 impl Arrived {
-    /// Reads a whole packet; `None` for what is no IP.
+    /// Reads a whole packet; `None` for what is no IP, and for an IPv4 header with a wrong checksum.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
             4 => {
                 let header = usize::from(bytes[0] & 15) * 4;
                 let length = usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
                 let address = |at: usize| Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?.into());
+                let (src, dst) = (address(12)?, address(16)?);
+                (checksum(src, dst, 0, bytes.get(..header)?, false) == 0).then_some(())?;
                 Some(Self {
-                    src: address(12)?,
-                    dst: address(16)?,
+                    src,
+                    dst,
+                    dscp: bytes[1] >> 2,
                     protocol: bytes[9],
                     transport: bytes.get(header..length)?.to_vec(),
                 })
@@ -215,6 +220,7 @@ impl Arrived {
                 Some(Self {
                     src: address(8)?,
                     dst: address(24)?,
+                    dscp: (bytes[0] & 15) << 2 | bytes[1] >> 6,
                     protocol,
                     transport: rest.to_vec(),
                 })
@@ -247,7 +253,7 @@ impl Reassembly {
         let Some((id, protocol, offset, more, payload)) = fragment(bytes) else {
             return Arrived::read(bytes);
         };
-        let Arrived { src, dst, .. } = Arrived::read(bytes)?;
+        let Arrived { src, dst, dscp, .. } = Arrived::read(bytes)?;
         let key = (src, dst, id, protocol);
         let parts = self.parts.entry(key).or_default();
         if !more {
@@ -260,6 +266,7 @@ impl Reassembly {
             Arrived {
                 src,
                 dst,
+                dscp,
                 protocol,
                 transport,
             }

@@ -193,6 +193,12 @@ impl Names {
             Reason::NoMatch { direction } => {
                 flow.reason = format!("no policy and no profile of the workload allows it ({direction})");
             }
+            Reason::Rate { direction } => {
+                flow.reason = format!("more packets than the workload's {direction} packet rate lets pass");
+            }
+            Reason::Connections { direction } => {
+                flow.reason = format!("more connections than the workload may have ({direction})");
+            }
             Reason::Source => {
                 flow.reason = "the sender's address is not the workload's own".to_owned();
             }

@@ -4,6 +4,7 @@
 //! it always has both, because there nothing said is a drop. Bodies and sets are the same as those of workloads.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -12,7 +13,7 @@ use super::interpret::{Decider, Machine};
 use super::program::{GroupId, PolicyId, Program, TierChain, TierEnd};
 use super::{Compiler, OrderedTier, add_body, tier_chain_with};
 use crate::eval::Outcome;
-use crate::model::{self, Failsafe, HostInterfaces, Stage, belongs_to_the_link};
+use crate::model::{self, Dscp, Failsafe, HostInterfaces, Stage, belongs_to_the_link};
 use crate::packet::{Direction, Packet};
 
 /// What is known of a node beside the model.
@@ -37,6 +38,8 @@ pub struct Hosts {
     pub groups: BTreeMap<GroupId, HostGroup>,
     /// Ports that stay open whatever the groups say; asked before them in all stages but `Forward`.
     pub failsafe: Failsafe,
+    /// The class of what is sent from these addresses of the node out of the cluster.
+    pub dscp: BTreeMap<IpAddr, Dscp>,
 }
 
 impl Hosts {
@@ -86,6 +89,10 @@ impl<'m> Compiler<'m> {
         for name in local.interfaces.names() {
             if let Some(host) = self.model.host_endpoints.get(name) {
                 let compiled = self.host(host);
+                let marked = host.dscp.into_iter();
+                let marked =
+                    marked.flat_map(|dscp| host.addresses.iter().map(move |address| (*address, dscp)));
+                self.program.hosts.dscp.extend(marked);
                 self.program.hosts.endpoints.insert(name.to_owned(), compiled);
             }
         }

@@ -155,6 +155,7 @@ impl<'m> Compiler<'m> {
             allowed_sources: cover(own.chain(endpoint.allowed_spoofed.iter().copied())),
             ingress,
             egress,
+            qos: endpoint.qos.clone(),
         };
         self.program.endpoints.insert(endpoint.id.clone(), compiled);
     }

@@ -30,7 +30,7 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use super::host::Hosts;
-use crate::model::{EndpointId, Hook, Origin, PolicyKey};
+use crate::model::{EndpointId, Hook, Origin, PolicyKey, Qos};
 use crate::packet::{Direction, IpVersion, Protocol};
 use crate::sorted::Sorted;
 
@@ -321,6 +321,8 @@ pub struct Endpoint {
     pub ingress: GroupId,
     /// Decides packets from the endpoint.
     pub egress: GroupId,
+    /// Limits of its traffic.
+    pub qos: Qos,
 }
 
 impl Endpoint {

@@ -13,9 +13,9 @@ use super::host::Asked;
 use super::labels::{NAMESPACE_LABEL, NAMESPACE_PREFIX, NODE_NAME_LABEL, ORCHESTRATOR_LABEL, OWN_NAME_LABEL};
 use super::labels::{SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX};
 use super::{
-    Action, Endpoint, EndpointId, Hook, HostEndpoint, IcmpMatch, LabelSet, Model, NamedPort, NetworkSet,
-    Order, Origin, Peer, PeerSelector, Policy, PolicyKey, PolicyKind, PortMatch, Profile, Rule, Scope,
-    ServiceAccounts, SetKey, Tier, TierEnd,
+    Action, DSCP_ANNOTATION, Dscp, Endpoint, EndpointId, Hook, HostEndpoint, IcmpMatch, LabelSet, Model,
+    NamedPort, NetworkSet, Order, Origin, Peer, PeerSelector, Policy, PolicyKey, PolicyKind, PortMatch,
+    Profile, Qos, Rule, Scope, ServiceAccounts, SetKey, Tier, TierEnd,
 };
 use crate::packet::{IpVersion, Protocol};
 use crate::resource::{self, ObjectMeta, Resource};
@@ -488,7 +488,9 @@ impl Builder {
             .clone()
             .or_else(|| spec.workload.clone())
             .unwrap_or_default();
+        let qos = self.qos(metadata, spec.qos_controls.as_ref());
         let endpoint = Endpoint {
+            qos,
             node: spec.node.clone().unwrap_or_default(),
             workload,
             interface,
@@ -508,6 +510,35 @@ impl Builder {
         self.model.endpoints.insert(id, endpoint);
     }
 
+    /// Limits of a workload; an annotation names the DSCP where the field does not.
+    fn qos(&mut self, metadata: &ObjectMeta, spec: Option<&resource::QosControls>) -> Qos {
+        let kind = "WorkloadEndpoint";
+        let (mut qos, wrong) = spec.map(Qos::read).unwrap_or_default();
+        for (field, message) in wrong {
+            self.problem(kind, metadata, format!("spec.qosControls.{field}"), message);
+        }
+        for field in spec.iter().flat_map(|spec| spec.other.keys()) {
+            let message = "the field is kept, and has no effect here";
+            self.problem(kind, metadata, format!("spec.qosControls.{field}"), message);
+        }
+        if spec.is_none_or(|spec| spec.dscp.is_none()) {
+            qos.dscp = self.annotated_dscp(kind, metadata);
+        }
+        qos
+    }
+
+    fn annotated_dscp(&mut self, kind: &str, metadata: &ObjectMeta) -> Option<Dscp> {
+        let text = metadata.annotations.get(DSCP_ANNOTATION)?;
+        match text.parse() {
+            Ok(dscp) => Some(dscp),
+            Err(error) => {
+                let field = format!("metadata.annotations[{DSCP_ANNOTATION:?}]");
+                self.problem(kind, metadata, field, error.to_string());
+                None
+            }
+        }
+    }
+
     fn host(&mut self, metadata: &ObjectMeta, spec: &resource::HostEndpointSpec) {
         let mut profiles = spec.profiles.clone().unwrap_or_default();
         dedup(&mut profiles);
@@ -517,7 +548,9 @@ impl Builder {
             protocol: Protocol(port.protocol.number()),
             port: port.port,
         });
+        let dscp = self.annotated_dscp("HostEndpoint", metadata);
         let host = HostEndpoint {
+            dscp,
             name: metadata.name.clone(),
             node: spec.node.clone().unwrap_or_default(),
             interface: spec.interface_name.clone().filter(|name| !name.is_empty()),

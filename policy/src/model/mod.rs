@@ -18,6 +18,7 @@ mod build;
 mod host;
 mod key;
 mod labels;
+mod qos;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,6 +35,8 @@ pub use labels::{
     LabelSet, NAMESPACE_LABEL, NAMESPACE_PREFIX, NODE_NAME_LABEL, NODE_PREFIX, ORCHESTRATOR_LABEL,
     PeerSelector, SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX, Scope, ServiceAccounts,
 };
+
+pub use qos::{BadDscp, DEFAULT_BURST, DSCP_ANNOTATION, Dscp, Limits, MAX_PACKETS, PacketRate, Qos};
 
 pub use crate::compile::{Action, TierEnd};
 use crate::packet::{Direction, IpVersion, Protocol};
@@ -78,6 +81,8 @@ pub struct Endpoint {
     pub ports: BTreeSet<NamedPort>,
     /// What it may send from besides its addresses.
     pub allowed_spoofed: BTreeSet<IpNetwork>,
+    /// Limits of its traffic.
+    pub qos: Qos,
 }
 
 /// An interface of a host, or all of them: policy for the host's own traffic and for what it forwards.
@@ -97,6 +102,8 @@ pub struct HostEndpoint {
     pub profiles: Vec<String>,
     /// Named ports.
     pub ports: BTreeSet<NamedPort>,
+    /// The class of what is sent from its addresses out of the cluster.
+    pub dscp: Option<Dscp>,
 }
 
 /// A port that rules may call by name.

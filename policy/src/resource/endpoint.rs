@@ -78,26 +78,22 @@ api_object! {
     }
 }
 
+/// Fields of [`QosControls`] that would need traffic control, which is not written here.
+const BANDWIDTH: &[&str] = &[
+    "ingressBandwidth",
+    "egressBandwidth",
+    "ingressBurst",
+    "egressBurst",
+    "ingressPeakrate",
+    "egressPeakrate",
+    "ingressMinburst",
+    "egressMinburst",
+];
+
 api_object! {
     /// Limits of one endpoint. Rates are per second; absent is unlimited.
     #[derive(Default, Eq)]
     pub struct QosControls {
-        /// Bits per second towards the workload.
-        "ingressBandwidth" ingress_bandwidth: Option<i64>,
-        /// Bits per second from the workload.
-        "egressBandwidth" egress_bandwidth: Option<i64>,
-        /// Burst in bits.
-        "ingressBurst" ingress_burst: Option<i64>,
-        /// Burst in bits.
-        "egressBurst" egress_burst: Option<i64>,
-        /// Peak rate in bits per second.
-        "ingressPeakrate" ingress_peakrate: Option<i64>,
-        /// Peak rate in bits per second.
-        "egressPeakrate" egress_peakrate: Option<i64>,
-        /// Smallest burst in bytes.
-        "ingressMinburst" ingress_minburst: Option<i64>,
-        /// Smallest burst in bytes.
-        "egressMinburst" egress_minburst: Option<i64>,
         /// Packets per second towards the workload.
         "ingressPacketRate" ingress_packet_rate: Option<i64>,
         /// Packets per second from the workload.
@@ -112,6 +108,7 @@ api_object! {
         "egressMaxConnections" egress_max_connections: Option<i64>,
         /// DSCP of packets from the workload: a number 0–63 or a name.
         "dscp" dscp: Option<serde_json::Value>,
+        ..BANDWIDTH
     }
 }
 

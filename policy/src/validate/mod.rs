@@ -6,6 +6,7 @@
 
 mod network;
 mod policy;
+mod qos;
 
 use crate::kubernetes::cluster::CLUSTER_POLICY_PREFIX;
 use crate::path::Path;
@@ -79,7 +80,10 @@ pub fn validate(resource: &Resource) -> Vec<Problem> {
         Resource::BgpPeer(o) => network::bgp_peer(&o.spec, &spec, &mut check),
         Resource::BgpFilter(o) => network::bgp_filter(&o.spec, &spec, &mut check),
         Resource::WorkloadEndpoint(o) => network::workload_endpoint(o, &spec, &mut check),
-        Resource::HostEndpoint(o) => network::host_endpoint(&o.spec, &spec, &mut check),
+        Resource::HostEndpoint(o) => {
+            network::host_endpoint(&o.spec, &spec, &mut check);
+            qos::annotation(&o.metadata, &mut check);
+        }
         Resource::FelixConfiguration(o) => network::felix_configuration(&o.spec, &spec, &mut check),
         Resource::CalicoNodeStatus(o) => network::node_status(&o.spec, &spec, &mut check),
     }

@@ -611,6 +611,17 @@ pub(super) fn workload_endpoint(object: &Object<WorkloadEndpointSpec>, at: &Path
             check.problem(Path::root().key("metadata").key("name"), message);
         }
     }
+    super::qos::controls(spec.qos_controls.as_ref(), &at.key("qosControls"), check);
+    super::qos::annotation(&object.metadata, check);
+    if let Some(account) = spec
+        .service_account_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
+        && !is_subdomain(account)
+    {
+        let message = format!("{account:?} is not the name of a service account");
+        check.problem(at.key("serviceAccountName"), message);
+    }
     for (i, net) in spec.ip_networks.iter().flatten().enumerate() {
         let host = if net.is_ipv4() { 32 } else { 128 };
         if net.prefix() != host {

@@ -308,6 +308,12 @@ fn entity_rule(entity: &EntityRule, protocol: Option<Protocol>, at: &Path, check
             at.key("serviceAccounts").key("selector"),
             accounts.selector.as_deref(),
         );
+        for (i, name) in accounts.names.iter().flatten().enumerate() {
+            if !super::is_subdomain(name) {
+                let message = format!("{name:?} is not the name of a service account");
+                check.problem(at.key("serviceAccounts").key("names").index(i), message);
+            }
+        }
     }
     if entity.services.is_some() {
         check.hinted(
