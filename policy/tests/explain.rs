@@ -416,3 +416,38 @@ normal ingress at HostEndpoint uplink (eth0 of n1): allowed
         "a failsafe port: no policy of host endpoints is asked"
     );
 }
+
+#[test]
+fn a_staged_kubernetes_policy_says_what_it_would_do() {
+    let staged = |action: Option<&str>| {
+        let mut spec = json!({
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [
+                {"from": [{"podSelector": {"matchLabels": {"app": "nobody"}}}]},
+                {"from": [{"podSelector": {"matchLabels": {"app": "db"}}}, {"ipBlock": {"cidr": "10.0.0.2/32"}}]},
+            ],
+        });
+        if let Some(action) = action {
+            spec = json!({"stagedAction": action});
+        }
+        let mut policy = namespaced("StagedKubernetesNetworkPolicy", "default", "soon", spec);
+        let source = json!({"file": "k.yaml", "line": 1, "ingress": [8, 11]}).to_string();
+        policy["metadata"]["annotations"] = json!({"margay/source": source});
+        let world = World::new(&with(three(), [policy]));
+        assert_eq!(world.problems, []);
+        ask(&world, "api", "web", 80).to_string()
+    };
+    let text = staged(None);
+    assert!(text.contains("ALLOWED"), "{text}");
+    assert!(
+        text.contains("StagedKubernetesNetworkPolicy default/soon (k.yaml:1): rule 3 matches: Allow"),
+        "{text}"
+    );
+    assert!(text.contains("rule 3 Allow (k.yaml:11) matches"), "{text}");
+    // One that takes a policy away has no rules of its own.
+    assert!(
+        !staged(Some("Delete")).contains("staged"),
+        "{}",
+        staged(Some("Delete"))
+    );
+}

@@ -73,20 +73,20 @@ fn objects(documents: &str) -> Vec<Value> {
 
 /// The packets that every world is asked about, in both families.
 fn packets() -> Vec<Packet> {
-    let families: [(fn(u8) -> IpAddr, [&str; 2]); 2] = [
-        (v4, ["192.0.2.1", "203.0.113.9"]),
-        (v6, ["2001:db8:2::1", "2001:db8:9::9"]),
+    let families = [
+        ([v4(1), v4(2), v4(3)], ["192.0.2.1", "203.0.113.9"]),
+        ([v6(1), v6(2), v6(3)], ["2001:db8:2::1", "2001:db8:9::9"]),
     ];
     let mut packets = Vec::new();
-    for (address, there) in families {
+    for ([web, api, db], there) in families {
         let [node, far] = there.map(|text| text.parse::<IpAddr>().unwrap());
         let ends = [
-            (address(2), address(1)),
-            (address(3), address(1)),
-            (address(1), address(2)),
-            (address(3), address(2)),
-            (address(1), node),
-            (address(1), far),
+            (api, web),
+            (db, web),
+            (web, api),
+            (db, api),
+            (web, node),
+            (web, far),
         ];
         for (src, dst) in ends {
             for (protocol, port) in [(Protocol::TCP, 80), (Protocol::TCP, 9000), (Protocol::UDP, 9000)] {

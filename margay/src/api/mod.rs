@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use policy::resource::QosControls;
 use serde::{Deserialize, Serialize};
 
 /// Where the daemon listens when nobody says otherwise.
@@ -43,6 +44,12 @@ pub struct AttachRequest {
     /// Ports with a name, which rules may refer to.
     #[serde(default)]
     pub ports: Vec<NamedPort>,
+    /// Service account that it runs as, in its own namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<String>,
+    /// Limits of its traffic: `qosControls` of the endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<QosControls>,
 }
 
 /// A named port of a workload.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use policy::resource::QosControls;
+use serde_json::Value;
 
 use super::bgp::escape;
 use super::output::{Columns, Format, OutputArgs, emit, emit_line, emit_structured};
@@ -50,6 +53,12 @@ pub(super) struct AttachArgs {
     /// A named port, such as http=TCP:80
     #[arg(long = "port", value_name = "NAME=PROTOCOL:NUMBER")]
     ports: Vec<String>,
+    /// The service account that it runs as, which rules may ask for
+    #[arg(long, value_name = "NAME")]
+    service_account: Option<String>,
+    /// A limit or mark of its traffic, a field of qosControls such as egressPacketRate=500 or dscp=EF; may be repeated
+    #[arg(long = "qos", value_name = "FIELD=VALUE")]
+    qos: Vec<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -91,6 +100,8 @@ async fn attach(global: &Global, args: AttachArgs) -> anyhow::Result<()> {
             .iter()
             .map(|text| named_port(text))
             .collect::<anyhow::Result<_>>()?,
+        service_account: args.service_account,
+        qos: qos(&args.qos)?,
     };
     let workload: Workload = global.client().post("/v1/workloads", &request).await?;
     if !emit_structured(output, &workload)? {
@@ -211,9 +222,41 @@ fn named_port(text: &str) -> anyhow::Result<NamedPort> {
     }
 }
 
+/// Fields of `qosControls`; the daemon says what is wrong with their names and values.
+fn qos(fields: &[String]) -> anyhow::Result<Option<QosControls>> {
+    if fields.is_empty() {
+        return Ok(None);
+    }
+    let mut object = serde_json::Map::new();
+    for text in fields {
+        let Some((field, value)) = text.split_once('=') else {
+            anyhow::bail!("{text:?} is not of the form FIELD=VALUE, such as egressPacketRate=500");
+        };
+        let value = value.parse::<i64>().map_or_else(|_| value.into(), Value::from);
+        object.insert(field.to_owned(), value);
+    }
+    serde_json::from_value(Value::Object(object))
+        .context("--qos")
+        .map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_fields_and_values() {
+        let given = ["egressPacketRate=500", "dscp=EF"].map(str::to_owned);
+        let read = qos(&given).unwrap().unwrap();
+        assert_eq!(
+            (read.egress_packet_rate, read.dscp),
+            (Some(500), Some("EF".into()))
+        );
+        assert_eq!(qos(&[]).unwrap(), None);
+        for bad in ["egressPacketRate", "egressPacketRate=fast"] {
+            assert!(qos(&[bad.to_owned()]).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_namespace_may_be_a_name_a_path_or_a_process() {

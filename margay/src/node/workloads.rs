@@ -19,10 +19,10 @@ use felix::agent::WaitError;
 use felix::sys::netns::NetNs;
 use felix::sys::veth;
 use ipnetwork::IpNetwork;
-use policy::model::EndpointId;
+use policy::model::{EndpointId, Qos};
 use policy::resource::{
-    Action, ClusterInformationSpec, IpPoolSpec, Kind, NodeSpec, Object, ObjectMeta, ProfileSpec, Rule,
-    WorkloadEndpointName, WorkloadEndpointPort, WorkloadEndpointSpec,
+    Action, ClusterInformationSpec, IpPoolSpec, Kind, NodeSpec, Object, ObjectMeta, ProfileSpec, QosControls,
+    Rule, WorkloadEndpointName, WorkloadEndpointPort, WorkloadEndpointSpec,
 };
 
 use super::Daemon;
@@ -140,12 +140,28 @@ fn check_name(what: &str, name: &str) -> Result<(), WorkloadError> {
     )))
 }
 
+/// What would limit nothing is refused: whoever asked for it would believe that it does.
+fn check_qos(qos: Option<&QosControls>) -> Result<(), WorkloadError> {
+    let Some(qos) = qos else { return Ok(()) };
+    let (_, wrong) = Qos::read(qos);
+    let unknown = qos.other.keys().next();
+    let unknown = unknown.map(|field| (field.as_str(), "is not limited here".to_owned()));
+    match wrong.into_iter().next().or(unknown) {
+        Some((field, message)) => Err(WorkloadError::Invalid(format!("qos: {field}: {message}"))),
+        None => Ok(()),
+    }
+}
+
 impl Daemon {
     /// Gives a network namespace an interface, addresses, policy and routes; answers when all of it is in the kernel.
     pub(super) async fn attach(self: &Arc<Self>, request: AttachRequest) -> Result<Workload, WorkloadError> {
         check_name("namespace", &request.namespace)?;
         check_name("workload", &request.name)?;
         check_name("interface", &request.interface)?;
+        if let Some(account) = &request.service_account {
+            check_name("service account", account)?;
+        }
+        check_qos(request.qos.as_ref())?;
         let netns = NetNs::open(&request.netns).map_err(|error| WorkloadError::Invalid(error.to_string()))?;
         let current = netns
             .is_current()
@@ -226,6 +242,8 @@ impl Daemon {
             profiles: Some(profiles),
             interface_name: Some(names.host_interface.clone()),
             mac: Some(mac_text(names.mac)),
+            service_account_name: request.service_account.clone(),
+            qos_controls: request.qos.clone(),
             ports: (!request.ports.is_empty())
                 .then(|| named_ports(request))
                 .transpose()?,

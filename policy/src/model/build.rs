@@ -1,6 +1,7 @@
 //! From API objects to the model: defaults, scopes, inheritance, and what becomes of broken objects.
 
 mod replace;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,18 +11,17 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use super::host::Asked;
-use super::labels::{NAMESPACE_LABEL, NAMESPACE_PREFIX, NODE_NAME_LABEL, ORCHESTRATOR_LABEL, OWN_NAME_LABEL};
+use super::labels::{NAMESPACE_LABEL, NAMESPACE_PREFIX, ORCHESTRATOR_LABEL, OWN_NAME_LABEL};
 use super::labels::{SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX};
 use super::{
-    Action, DSCP_ANNOTATION, Dscp, Endpoint, EndpointId, Hook, HostEndpoint, IcmpMatch, LabelSet, Model,
-    NamedPort, NetworkSet, Order, Origin, Peer, PeerSelector, Policy, PolicyKey, PolicyKind, PortMatch,
-    Profile, Qos, Rule, Scope, ServiceAccounts, SetKey, Tier, TierEnd,
+    Action, DSCP_ANNOTATION, Dscp, Endpoint, EndpointId, Hook, HostEndpoint, LabelSet, Model, NamedPort,
+    NetworkSet, Order, Origin, Policy, PolicyKey, PolicyKind, Profile, Qos, Rule, SetKey, Tier, TierEnd,
 };
-use crate::packet::{IpVersion, Protocol};
+use crate::packet::Protocol;
 use crate::resource::{self, ObjectMeta, Resource};
-use crate::selector::Selector;
 
 pub use replace::Replaced;
+use rules::{policy_selector, rule};
 
 /// The profile that allows everything; it exists even when nobody stored it.
 pub const DEFAULT_ALLOW_PROFILE: &str = "projectcalico-default-allow";
@@ -82,6 +82,7 @@ impl Model {
                 Resource::StagedGlobalNetworkPolicy(object) => {
                     builder.staged_global(&object.metadata, &object.spec)
                 }
+                Resource::StagedKubernetesNetworkPolicy(object) => builder.staged_kubernetes(object),
                 // Labels come from profiles, so what has labels waits until all profiles are known.
                 Resource::WorkloadEndpoint(object) => endpoints.push(object),
                 Resource::HostEndpoint(object) => hosts.push(object),
@@ -258,6 +259,9 @@ impl Builder {
     }
 
     fn staged_policy(&mut self, metadata: &ObjectMeta, spec: &resource::StagedNetworkPolicySpec) {
+        if says_nothing(spec.staged_action) {
+            return;
+        }
         let spec = PolicySpec {
             kind: PolicyKind::StagedNetworkPolicy,
             namespace: Some(namespace(metadata)),
@@ -293,7 +297,53 @@ impl Builder {
         self.policy(metadata, &spec);
     }
 
+    /// As what the policy becomes on `apply`, under its own name.
+    fn staged_kubernetes(&mut self, object: &resource::Object<resource::StagedKubernetesNetworkPolicySpec>) {
+        let kind = PolicyKind::StagedKubernetesNetworkPolicy;
+        if says_nothing(object.spec.staged_action) {
+            return;
+        }
+        let converted = match crate::kubernetes::network_policy(&object.to_json()) {
+            Ok(converted) => converted,
+            Err(problems) => {
+                for problem in problems {
+                    let message = format!("{}: the policy is left out", problem.message);
+                    self.problem(kind.as_str(), &object.metadata, problem.path.to_string(), message);
+                }
+                return;
+            }
+        };
+        let mut metadata = object.metadata.clone();
+        if let Some(mut source) = metadata.source() {
+            let place = |of: &[usize], lines: &[u32]| -> Vec<u32> {
+                of.iter().filter_map(|i| lines.get(*i).copied()).collect()
+            };
+            source.ingress = place(&converted.ingress_from, &source.ingress);
+            source.egress = place(&converted.egress_from, &source.egress);
+            metadata.set_source(&source);
+        }
+        let spec = &converted.object.spec;
+        let spec = PolicySpec {
+            kind,
+            namespace: Some(namespace(&metadata)),
+            tier: spec.tier.as_deref(),
+            order: spec.order,
+            selector: spec.selector.as_deref(),
+            namespace_selector: None,
+            service_account_selector: None,
+            types: spec.types.as_deref(),
+            ingress: spec.ingress.as_deref(),
+            egress: spec.egress.as_deref(),
+            hook: Hook::Tracked,
+            apply_on_forward: false,
+        };
+        self.policy(&metadata, &spec);
+    }
+
     fn staged_global(&mut self, metadata: &ObjectMeta, spec: &resource::StagedGlobalNetworkPolicySpec) {
+        if says_nothing(spec.staged_action) {
+            return;
+        }
         let spec = PolicySpec {
             kind: PolicyKind::StagedGlobalNetworkPolicy,
             namespace: None,
@@ -598,6 +648,14 @@ impl Builder {
     }
 }
 
+/// A staged policy that takes one away, or was put aside, has no rules to look at.
+fn says_nothing(action: Option<resource::StagedAction>) -> bool {
+    matches!(
+        action,
+        Some(resource::StagedAction::Delete | resource::StagedAction::Ignore)
+    )
+}
+
 /// Of the two that exclude each other the one that comes first is obeyed.
 fn hook(do_not_track: Option<bool>, pre_dnat: Option<bool>) -> Hook {
     match (do_not_track, pre_dnat) {
@@ -632,180 +690,4 @@ fn origin(metadata: &ObjectMeta) -> Option<Origin> {
 /// People write `10.1.2.3/8`; what they mean is the network.
 fn masked(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
-}
-
-fn given(text: Option<&str>) -> Option<&str> {
-    text.filter(|text| !text.trim().is_empty())
-}
-
-/// A selector, or the field and what is wrong with it.
-type Parsed<T> = Result<T, (&'static str, String)>;
-
-fn parse(field: &'static str, text: &str) -> Parsed<Selector> {
-    let selector = Selector::parse(text).map_err(|error| (field, error.to_string()))?;
-    if selector.mentions_global() {
-        return Err((
-            field,
-            "global() stands alone, and only in a namespaceSelector".to_owned(),
-        ));
-    }
-    Ok(selector)
-}
-
-fn parse_namespaces(text: &str) -> Parsed<Scope> {
-    match Selector::parse(text) {
-        Ok(selector) if selector.is_global() => Ok(Scope::Global),
-        _ => parse("namespaceSelector", text).map(Scope::Namespaces),
-    }
-}
-
-fn policy_selector(spec: &PolicySpec<'_>) -> Parsed<PeerSelector> {
-    let scope = match (&spec.namespace, given(spec.namespace_selector)) {
-        (Some(namespace), _) => Scope::Namespace(namespace.clone()),
-        (None, Some(selector)) => parse_namespaces(selector)?,
-        (None, None) => Scope::Anywhere,
-    };
-    let selector = given(spec.selector)
-        .map(|text| parse("selector", text))
-        .transpose()?;
-    let accounts = given(spec.service_account_selector)
-        .map(|text| parse("serviceAccountSelector", text))
-        .transpose()?
-        .map(|selector| ServiceAccounts {
-            names: BTreeSet::new(),
-            selector: Some(selector),
-        });
-    Ok(PeerSelector {
-        scope,
-        selector,
-        service_accounts: accounts,
-    })
-}
-
-/// Reads one rule; the error says what is wrong with it.
-fn rule(action: Action, spec: &resource::Rule, namespace: Option<&str>) -> Result<Rule, String> {
-    if spec.http.is_some() {
-        return Err("http matches are not supported".to_owned());
-    }
-    let ip_version = match spec.ip_version {
-        None => None,
-        Some(4) => Some(IpVersion::V4),
-        Some(6) => Some(IpVersion::V6),
-        Some(other) => return Err(format!("ipVersion {other} is neither 4 nor 6")),
-    };
-    let protocol = spec.protocol.map(|protocol| Protocol(protocol.number()));
-    let icmp = |spec: Option<&resource::IcmpMatch>| match spec {
-        None => Ok(None),
-        Some(_) if protocol.and_then(Protocol::icmp_version).is_none() => {
-            Err("an ICMP match needs protocol ICMP or ICMPv6".to_owned())
-        }
-        Some(resource::IcmpMatch {
-            icmp_type: Some(kind),
-            code,
-        }) => Ok(Some(IcmpMatch {
-            kind: *kind,
-            code: *code,
-        })),
-        Some(resource::IcmpMatch {
-            icmp_type: None,
-            code: Some(_),
-        }) => Err("an ICMP code needs a type".to_owned()),
-        Some(resource::IcmpMatch {
-            icmp_type: None,
-            code: None,
-        }) => Ok(None),
-    };
-    let peer = |spec: Option<&resource::EntityRule>| {
-        spec.map_or_else(|| Ok(Peer::default()), |spec| peer(spec, protocol, namespace))
-    };
-    Ok(Rule {
-        action,
-        ip_version,
-        protocol,
-        not_protocol: spec.not_protocol.map(|protocol| Protocol(protocol.number())),
-        icmp: icmp(spec.icmp.as_ref())?,
-        not_icmp: icmp(spec.not_icmp.as_ref())?,
-        source: peer(spec.source.as_ref())?,
-        destination: peer(spec.destination.as_ref())?,
-        broken: false,
-        line: None,
-    })
-}
-
-fn peer(
-    spec: &resource::EntityRule,
-    protocol: Option<Protocol>,
-    namespace: Option<&str>,
-) -> Result<Peer, String> {
-    if spec.services.is_some() {
-        return Err("services are not supported".to_owned());
-    }
-    let mut ports = spec.ports.iter().chain(&spec.not_ports).flatten();
-    if ports.next().is_some() && !protocol.is_some_and(Protocol::has_ports) {
-        return Err("ports need protocol TCP, UDP or SCTP".to_owned());
-    }
-    let in_field = |(field, message): (&'static str, String)| format!("{field}: {message}");
-    let accounts = match &spec.service_accounts {
-        None => None,
-        Some(accounts) => {
-            let selector = given(accounts.selector.as_deref());
-            let selector = selector
-                .map(|text| parse("serviceAccounts.selector", text))
-                .transpose()
-                .map_err(in_field)?;
-            let names = accounts.names.iter().flatten().cloned().collect();
-            Some(ServiceAccounts { names, selector })
-        }
-    };
-    let selector = given(spec.selector.as_deref())
-        .map(|text| parse("selector", text))
-        .transpose()
-        .map_err(in_field)?;
-    let namespaces = given(spec.namespace_selector.as_deref())
-        .map(parse_namespaces)
-        .transpose()
-        .map_err(in_field)?;
-    let not_selector = given(spec.not_selector.as_deref())
-        .map(|text| parse("notSelector", text))
-        .transpose()
-        .map_err(in_field)?;
-    let selects = selector.is_some() || namespaces.is_some() || accounts.is_some();
-    let is_of_nodes = selector.as_ref().is_some_and(|selector| {
-        let demanded = selector.restrictions();
-        demanded
-            .get(NODE_NAME_LABEL)
-            .is_some_and(|restriction| restriction.must_be_present)
-    });
-    let scope = match (namespaces, namespace) {
-        (None, _) if is_of_nodes => Scope::Nodes,
-        (Some(scope), _) => scope,
-        // In a namespaced policy a plain selector looks no further than its own namespace.
-        (None, Some(namespace)) => Scope::Namespace(namespace.to_owned()),
-        (None, None) => Scope::Anywhere,
-    };
-    let ports = |list: &[resource::Port]| {
-        list.iter()
-            .map(|port| match port {
-                resource::Port::Range { first, last } => PortMatch::Range(*first, *last),
-                resource::Port::Named(name) => PortMatch::Named(name.clone()),
-            })
-            .collect()
-    };
-    let nets = |list: &[IpNetwork]| list.iter().copied().map(masked).collect();
-    Ok(Peer {
-        nets: spec.nets.as_deref().map(nets),
-        not_nets: spec.not_nets.as_deref().map(nets).unwrap_or_default(),
-        selector: selects.then_some(PeerSelector {
-            scope,
-            selector,
-            service_accounts: accounts,
-        }),
-        not_selector: not_selector.map(|selector| PeerSelector {
-            scope: Scope::Anywhere,
-            selector: Some(selector),
-            service_accounts: None,
-        }),
-        ports: spec.ports.as_deref().map(ports),
-        not_ports: spec.not_ports.as_deref().map(ports).unwrap_or_default(),
-    })
 }
