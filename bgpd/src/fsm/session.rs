@@ -77,6 +77,8 @@ pub struct Session {
     failures: u32,
     /// A session was established in this process's life.
     seen_before: bool,
+    /// When one of several connections was last given up, by us or by the peer.
+    collided: Option<Instant>,
     next_id: u64,
     random: u64,
     shown: State,
@@ -97,6 +99,7 @@ impl Session {
             timers: Timers::default(),
             failures: 0,
             seen_before: false,
+            collided: None,
             next_id: 1,
             random: seed | 1,
             shown: State::Idle,
@@ -311,7 +314,11 @@ impl Session {
                     .find(|c| c.initiator == Initiator::Remote && c.state != State::Established)
                     .map(|c| c.id);
                 if let Some(older) = older {
-                    self.discard(older, Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)));
+                    self.discard(
+                        older,
+                        Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)),
+                        now,
+                    );
                 }
                 self.open_on(conn, Initiator::Remote, local, now);
             }
@@ -569,10 +576,14 @@ impl Session {
                 // RFC 4724 §4.2: the peer came back before we noticed that it was gone.
                 self.end_with(other, Ending::Lost, "the peer restarted".to_owned(), now);
             } else if state == State::Established || initiator != survivor {
-                self.discard(id, Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)));
+                self.discard(id, Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)), now);
                 return;
             } else {
-                self.discard(other, Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)));
+                self.discard(
+                    other,
+                    Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)),
+                    now,
+                );
             }
         }
 
@@ -596,7 +607,11 @@ impl Session {
             .map(|c| c.id)
             .collect();
         for other in others {
-            self.discard(other, Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)));
+            self.discard(
+                other,
+                Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)),
+                now,
+            );
         }
         self.abandon_attempt();
         self.timers = Timers::default();
@@ -681,20 +696,25 @@ impl Session {
         self.transmits.push_back(Transmit::Close(id));
 
         let was_established = connection.state == State::Established;
+        if !was_established && !self.connections.is_empty() {
+            self.collided = Some(now);
+        }
         if was_established {
             let graceful = gracefully(&connection).is_some();
             let through = graceful && retains_through_notification(&connection);
-            // §6.8: the peer saw two connections where we saw one established, and gave up ours for the other, which we have
-            // just discarded. Neither lives, and nobody restarted.
-            let young = connection
-                .established_at
-                .is_some_and(|since| now.duration_since(since) <= COLLISION_WINDOW);
+            // §6.8: the peer saw two connections where we saw one established, and gave up that one for the other, which was
+            // given up here. Neither lives, and nobody restarted. Some say so; some just close.
+            let recent =
+                |at: Option<Instant>| at.is_some_and(|at| now.duration_since(at) <= COLLISION_WINDOW);
+            let young = recent(connection.established_at);
+            let two = young && recent(self.collided);
             let collided = |n: &Notification| {
                 n.code == code::CEASE && n.subcode == cease::CONNECTION_COLLISION_RESOLUTION
             };
             let retain = match &ending {
                 _ if !self.running || !graceful => Retain::Nothing,
                 Ending::Received(n) if young && collided(n) => Retain::Everything,
+                Ending::Lost if two => Retain::Everything,
                 Ending::Sent(n) | Ending::Received(n) if !through || n.is_hard_reset() => Retain::Nothing,
                 Ending::Silent => Retain::Nothing,
                 Ending::Lost | Ending::Sent(_) | Ending::Received(_) => Retain::Fresh,
@@ -738,10 +758,11 @@ impl Session {
     }
 
     /// Closes a connection that loses a collision: nothing about the session changes by it.
-    fn discard(&mut self, id: ConnId, notification: Option<Notification>) {
+    fn discard(&mut self, id: ConnId, notification: Option<Notification>, now: Instant) {
         let Some(position) = self.connections.iter().position(|c| c.id == id) else {
             return;
         };
+        self.collided = Some(now);
         self.connections.remove(position);
         if let Some(notification) = notification {
             self.send_notification(id, &notification);

@@ -887,3 +887,22 @@ fn a_collision_that_the_peer_decides_differently_is_no_restart() {
         assert_eq!(down, Some(wanted), "{subcode} after {after} s");
     }
 }
+
+/// Some close without a word.
+#[test]
+fn one_of_two_connections_that_is_closed_at_once_is_no_restart() {
+    for (two, wanted) in [(true, Retain::Everything), (false, Retain::Fresh)] {
+        let mut table = Table::started();
+        table.connected(1);
+        let second = if two { table.accepted() } else { 1 };
+        table.message(second, &restartable(false));
+        table.message(second, &keepalive());
+        assert_eq!(table.state(), State::Established);
+        table.failed(second);
+        let down = table.events.iter().find_map(|event| match event {
+            SessionEvent::Down { retain, .. } => Some(*retain),
+            _ => None,
+        });
+        assert_eq!(down, Some(wanted));
+    }
+}
