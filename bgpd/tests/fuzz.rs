@@ -129,7 +129,7 @@ const SEEDS: &[&str] = &[
     "0000020802000009020000108b",
 ];
 
-/// Bodies of UPDATEs as BIRD 2.0.12, FRR 8.4.4, GoBGP 3.10 and OpenBGPD 7.7 sent them to us.
+/// Bodies of UPDATEs as BIRD, FRR, GoBGP, OpenBGPD and ExaBGP sent them to us.
 const UPDATES: &str = include_str!("fuzz_updates.txt");
 
 fn bodies() -> Vec<Vec<u8>> {

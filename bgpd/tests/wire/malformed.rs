@@ -8,7 +8,8 @@ use bgpd::wire::{
 };
 
 use crate::support::{
-    NLRI, Outcome, as_path, attribute, body, ebgp, effect, long_attribute, message, next_hop, origin, outcome,
+    NLRI, Outcome, as_path, attribute, body, ebgp, effect, long_attribute, message, narrow_as_path, next_hop,
+    origin, outcome, two_octet,
 };
 
 fn decoded(attributes: &[Vec<u8>], nlri: &[u8]) -> (Outcome, Vec<String>) {
@@ -220,4 +221,66 @@ fn route_refresh_with_filters_that_lie_is_a_route_refresh() {
     assert_eq!(refresh.subtype, RefreshSubtype::Request);
     let bytes = message(5, &[0, 1, 1, 1, 2]);
     assert_eq!(Message::decode(&bytes, &ebgp()).unwrap_err().code, 7);
+}
+
+#[test]
+fn a_wide_path_before_a_narrow_one_and_malformed_shifts_nothing() {
+    // CVE-2026-41643.
+    let bytes = body(
+        &[],
+        &[
+            attribute(0xc0, 17, &[2, 9, 0, 0, 0, 1]),
+            origin(),
+            narrow_as_path(),
+            next_hop(),
+        ],
+        NLRI,
+    );
+    let decoded = Update::decode(&bytes, &two_octet());
+    assert_eq!(outcome(&decoded), Outcome::Discard);
+    let update = decoded.unwrap();
+    assert_eq!(update.attributes.as_path, AsPath::sequence([65001]));
+    assert_eq!(effect(&update), ["+10.1.0.0/16 via 192.0.2.1"]);
+}
+
+#[test]
+fn families_that_are_not_spoken_are_not_parsed() {
+    // CVE-2023-38406, CVE-2023-38407, CVE-2026-37457: flow specifications of no length or with one operator too many, labels
+    // shorter than a label. AFI 1 with SAFI 133, 4 and 128.
+    for safi in [133, 134, 4, 128] {
+        for list in [
+            &[0][..],
+            &[1, 0xff],
+            &[0xf0],
+            &[8, 0],
+            &[3, 1, 2, 3, 0x81, 0x81, 0x81],
+        ] {
+            let reach = [&[0, 1, safi, 0, 0][..], list].concat();
+            let unreach = [&[0, 1, safi][..], list].concat();
+            for attribute in [attribute(0x80, 14, &reach), attribute(0x80, 15, &unreach)] {
+                let (outcome, lines) = decoded(&[attribute, origin(), as_path(), next_hop()], NLRI);
+                assert_eq!((outcome, lines.len()), (Outcome::Accept, 1), "{safi} {list:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_only_to_customer_of_the_wrong_length_is_not_passed_on() {
+    // October 2025: written again with a length of 1024, it ended sessions two ASes away.
+    for length in [0, 3, 5, 255] {
+        let (outcome, lines) = decoded(
+            &[
+                origin(),
+                as_path(),
+                next_hop(),
+                attribute(0xc0, 35, &vec![0; length]),
+            ],
+            NLRI,
+        );
+        assert_eq!(
+            (outcome, &*lines),
+            (Outcome::Withdraw, &["-10.1.0.0/16".to_owned()][..])
+        );
+    }
 }

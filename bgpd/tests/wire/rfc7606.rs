@@ -1,9 +1,14 @@
 //! RFC 7606 §7: what each attribute costs when it is wrong. One row per fault.
 
+use std::time::Instant;
+
+use bgpd::config::{GracefulRestart, PeerAs};
+use bgpd::fsm::{Command, ConnId, Identity, Session, Transport};
 use bgpd::wire::{DecodeContext, FamilyContext, NextHop, Update};
+use bgpd::{PeerConfig, State};
 
 use crate::support::{
-    NLRI, Outcome, PLAIN, as_path, attribute, body, ebgp, effect, ibgp, long_attribute, mp_reach,
+    NLRI, Outcome, PLAIN, as_path, attribute, body, ebgp, effect, ibgp, long_attribute, message, mp_reach,
     mp_reach_value, narrow_as_path, next_hop, origin, outcome, raw_body, two_octet,
 };
 use Outcome::{Accept, Disable, Discard, Reset, Withdraw};
@@ -868,4 +873,72 @@ fn attributes_that_mean_the_same_compare_equal() {
     );
     let attributes = |bytes: &[u8]| Update::decode(bytes, &ebgp()).unwrap().attributes;
     assert_eq!(attributes(&one), attributes(&other));
+}
+
+/// A session that is established on the terms of a case.
+fn established(context: &DecodeContext) -> (Session, ConnId, Instant) {
+    let now = Instant::now();
+    let asn: u16 = if context.ebgp { 65001 } else { 65002 };
+    let mut config = PeerConfig::new("peer", [10, 0, 0, 2].into(), PeerAs::Any);
+    config.passive = true;
+    let identity = Identity {
+        router_id: [10, 0, 0, 1].into(),
+        asn: 65002,
+        graceful_restart: GracefulRestart::default(),
+    };
+    let mut session = Session::new(config, identity, 1);
+    session.command(Command::Start, now);
+    let conn = session.next_conn_id();
+    let local = [10, 0, 0, 1].into();
+    session.handle_transport(conn, Transport::Accepted { local }, now);
+    let mut capabilities = vec![1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1];
+    if context.four_octet_as {
+        capabilities.extend([65, 4, 0, 0]);
+        capabilities.extend(asn.to_be_bytes());
+    }
+    let mut open = vec![4];
+    open.extend(asn.to_be_bytes());
+    open.extend([0, 90, 10, 0, 0, 2]);
+    open.extend([capabilities.len() as u8 + 2, 2, capabilities.len() as u8]);
+    open.extend(capabilities);
+    session.handle_message(conn, &message(1, &open), now);
+    session.handle_message(conn, &message(4, &[]), now);
+    assert_eq!(session.state(), State::Established);
+    (session, conn, now)
+}
+
+/// What a fault costs, seen from the session: nothing but what cannot be located ends it.
+#[test]
+fn the_session_outlives_every_fault_that_leaves_the_prefixes_readable() {
+    for case in cases() {
+        if case.context.allow_as_set {
+            continue;
+        }
+        let path = if case.context.four_octet_as {
+            as_path()
+        } else {
+            narrow_as_path()
+        };
+        let mut attributes = vec![origin(), path, next_hop()];
+        match attributes
+            .iter_mut()
+            .find(|present| present[1] == case.attribute[1])
+        {
+            Some(present) => *present = case.attribute,
+            None => attributes.push(case.attribute),
+        }
+        let (mut session, conn, now) = established(&case.context);
+        session.handle_message(conn, &message(2, &body(&[], &attributes, NLRI)), now);
+        let stays = matches!(case.expected, Accept | Discard | Withdraw);
+        assert_eq!(
+            session.established() == Some(conn),
+            stays,
+            "{}: {:?}",
+            case.name,
+            session.state()
+        );
+        // A keepalive later it is still the same.
+        session.handle_message(conn, &message(4, &[]), now);
+        assert_eq!(session.established() == Some(conn), stays, "{}", case.name);
+    }
 }
