@@ -2,7 +2,8 @@
 //!
 //! One bring-up a speaker serves all its cases: six of ours talk to it at once (see `ours`), the cases look at what both
 //! sides know, and the two that kill somebody come last. The runner starts this very program again inside `unshare`;
-//! whatever happens there ends with it. A speaker with a fault is tried once more (not with `BGPD_INTEROP_STRICT=1`, for soaks). What a speaker cannot do, or what this machine lacks, is shown as ignored, with the reason.
+//! whatever happens there ends with it. A speaker with a fault is tried once more (not with `BGPD_INTEROP_STRICT=1`, for soaks), and
+//! `BGPD_INTEROP_PCAP=DIRECTORY` keeps what was said. What a speaker cannot do, or what this machine lacks, is shown as ignored, with the reason.
 
 #![expect(clippy::unwrap_used, reason = "a test says what is wrong by failing")]
 
@@ -274,10 +275,30 @@ fn inside(router: &'static dyn Router) {
         let status = Command::new("nsenter").args(words.split(' ')).status().unwrap();
         assert!(status.success(), "{arguments}");
     }
+    let mut recorder = std::env::var("BGPD_INTEROP_PCAP").ok().map(|place| {
+        let file = format!("{place}/{}.pcap", router.name());
+        Command::new("tcpdump")
+            .args([
+                "-i",
+                "here",
+                "-U",
+                "-s",
+                "0",
+                "-Z",
+                "root",
+                "-w",
+                &file,
+                "tcp port 179",
+            ])
+            .spawn()
+            .unwrap()
+    });
     let directory = tempfile::tempdir().unwrap();
     router.configure(directory.path());
     let results = std::env::var_os(RESULTS).unwrap();
     checks::run(router, namespace, directory.path(), Path::new(&results));
-    holder.kill().unwrap();
-    holder.wait().unwrap();
+    for child in [Some(&mut holder), recorder.as_mut()].into_iter().flatten() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

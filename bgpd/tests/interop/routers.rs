@@ -86,6 +86,11 @@ pub(crate) trait Router: Sync {
     /// What else has to be said once it runs.
     fn after_start(&self, _inside: &Inside<'_>) {}
 
+    /// Its own routes are told to it when it runs. After a restart nobody may hear of it before that.
+    fn told_late(&self) -> bool {
+        false
+    }
+
     /// All it knows about a destination, as text; without the prefix when it does not know it.
     fn routes(&self, inside: &Inside<'_>, prefix: &str) -> String;
 
@@ -390,9 +395,7 @@ impl Router for GoBgp {
     }
 
     fn configure(&self, directory: &Path) {
-        let mut text = String::from(
-            "[global.config]\nas = 65002\nrouter-id = \"10.77.0.2\"\nport = 179\nlocal-address-list = [\"10.77.0.2\", \"fd77::2\"]\n",
-        );
+        let mut text = String::from("[global.config]\nas = 65002\nrouter-id = \"10.77.0.2\"\nport = 179\n");
         for session in &SESSIONS {
             let Neighbor { address, asn, .. } = session;
             write!(
@@ -438,6 +441,10 @@ impl Router for GoBgp {
             words.push("-r".into());
         }
         words
+    }
+
+    fn told_late(&self) -> bool {
+        true
     }
 
     fn after_start(&self, inside: &Inside<'_>) {
@@ -701,6 +708,19 @@ impl Router for ExaBgp {
 
 /// Starts a router in its namespace.
 pub(crate) fn start(router: &dyn Router, inside: &Inside<'_>, again: bool) -> Child {
+    let hidden = again && router.told_late();
+    let addresses = [
+        "10.77.0.2/24 dev there",
+        "fd77::2/64 dev there nodad",
+        "fd77::2/128 dev lo nodad",
+    ];
+    let readdress = |verb: &str| {
+        for address in addresses.into_iter().filter(|_| hidden) {
+            let words = format!("ip addr {verb} {address}");
+            inside.ask(&words.split(' ').collect::<Vec<_>>());
+        }
+    };
+    readdress("del");
     let words = router.command(inside.directory, again);
     let log = fs::File::options()
         .create(true)
@@ -720,6 +740,7 @@ pub(crate) fn start(router: &dyn Router, inside: &Inside<'_>, again: bool) -> Ch
         panic!("{} ended: {status}\n{}", router.name(), said(inside));
     }
     router.after_start(inside);
+    readdress("add");
     child
 }
 
