@@ -438,7 +438,7 @@ fn a_staged_kubernetes_policy_says_what_it_would_do() {
         ask(&world, "api", "web", 80).to_string()
     };
     let text = staged(None);
-    assert!(text.contains("ALLOWED"), "{text}");
+    assert!(text.contains("ingress at default/web: allowed"), "{text}");
     assert!(
         text.contains("StagedKubernetesNetworkPolicy default/soon (k.yaml:1): rule 3 matches: Allow"),
         "{text}"
