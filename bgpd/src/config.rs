@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
+use crate::bmp::Station;
 pub use crate::filter::Filter;
 pub use crate::wire::{Family, Role};
 
@@ -42,6 +43,8 @@ pub struct SpeakerConfig {
     pub peers: Vec<PeerConfig>,
     /// Networks from which peers may come that nobody named one by one; names are unique among them and the peers.
     pub ranges: Vec<PeerRange>,
+    /// BMP stations that are told what happens (RFC 7854).
+    pub stations: Vec<Station>,
 }
 
 /// Peers that are made when they connect, and go when they are gone.
@@ -87,6 +90,7 @@ impl SpeakerConfig {
             drain: false,
             peers: Vec::new(),
             ranges: Vec::new(),
+            stations: Vec::new(),
         }
     }
 

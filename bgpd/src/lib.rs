@@ -11,6 +11,7 @@
 //! Everything outside [`net`] is a function of its inputs: time, randomness and messages are arguments.
 
 pub mod bfd;
+pub mod bmp;
 pub mod config;
 pub mod filter;
 pub mod fsm;

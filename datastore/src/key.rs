@@ -12,6 +12,7 @@
 //! contain none of them, so for those the keys are the very ones that Calico writes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use policy::resource::{Kind, Resource, has_prefixed_form, prefixed_policy_name};
@@ -200,6 +201,13 @@ pub fn endpoint_statuses(node: &str) -> String {
     format!("{HOST_STATUS}{}/workload/", escape(node))
 }
 
+/// The node that says how its endpoints are below a key.
+pub fn host_of_status(key: &str) -> Option<Arc<str>> {
+    let (host, below) = key.strip_prefix(HOST_STATUS)?.split_once('/')?;
+    let host = below.starts_with("workload/").then(|| unescape(host))??;
+    Some(host.into())
+}
+
 /// Where a node says how an endpoint is. `workload` is `namespace/name`.
 pub fn endpoint_status(node: &str, orchestrator: &str, workload: &str, endpoint: &str) -> String {
     let below = endpoint_statuses(node);
@@ -309,6 +317,14 @@ mod tests {
             Key::parse(&endpoint_status("h", "k8s", "default/w", "eth0")),
             None
         );
+    }
+
+    #[test]
+    fn whose_status_it_is_stands_in_the_key() {
+        let host = |key: &str| host_of_status(key).as_deref().map(str::to_owned);
+        let key = endpoint_status("h", "k8s", "default/w", "eth0");
+        assert_eq!(host(&key).as_deref(), Some("h"));
+        assert_eq!(host("/calico/felix/v2/no-region/host/h/status"), None);
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::view::State;
 use crate::wire::{AttributeError, Notification, PathAttributes, PrefixIter};
 
 pub use counters::{Counters, MessageCounts, NotificationCount};
-pub use negotiate::{Negotiated, PeerGracefulRestart, keepalive_interval, local_open, negotiate};
+pub use negotiate::{Negotiated, Opens, PeerGracefulRestart, keepalive_interval, local_open, negotiate};
 pub use session::Session;
 
 /// What all sessions of a speaker share.

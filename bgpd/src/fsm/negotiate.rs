@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
+
 use super::Identity;
 use crate::config::{Family, PeerConfig};
 use crate::filter::PeerType;
@@ -50,6 +52,17 @@ pub struct Negotiated {
     pub graceful_restart: Option<PeerGracefulRestart>,
     /// How its messages are to be read.
     pub decode: DecodeContext,
+    /// What both sides said, for those who look on.
+    pub opens: Opens,
+}
+
+/// Both OPENs of a session, whole messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opens {
+    /// Ours.
+    pub sent: Bytes,
+    /// The peer's, as it came.
+    pub received: Bytes,
 }
 
 /// A peer's graceful-restart capability, reduced to families in use.
@@ -269,7 +282,13 @@ pub fn negotiate(
         .copied()
         .filter(|family| ours.add_path(*family).send && theirs.add_path(*family).receive)
         .collect();
+    let mut sent = BytesMut::new();
+    ours.encode(&mut sent);
     Ok(Negotiated {
+        opens: Opens {
+            sent: sent.freeze(),
+            received: Bytes::new(),
+        },
         peer_type,
         peer_asn: theirs.asn,
         local_asn: ours.asn,

@@ -378,7 +378,7 @@ impl Session {
             // Events 24 and 25.
             Ok(Message::Notification(notification)) => self.end(conn, Ending::Received(notification), now),
             // Event 19.
-            Ok(Message::Open(open)) if state == State::OpenSent => self.opened(conn, &open, now),
+            Ok(Message::Open(open)) if state == State::OpenSent => self.opened(conn, &open, message, now),
             // Event 26.
             Ok(Message::Keepalive) if state == State::OpenConfirm => self.establish(conn, now),
             Ok(Message::Keepalive) if state == State::Established => self.restart_hold(conn, now),
@@ -536,7 +536,7 @@ impl Session {
     }
 
     /// Event 19 in OpenSent: checks the OPEN, decides a collision, answers with KEEPALIVE.
-    fn opened(&mut self, id: ConnId, open: &Open, now: Instant) {
+    fn opened(&mut self, id: ConnId, open: &Open, message: &[u8], now: Instant) {
         let Some(connection) = self.connection(id) else {
             return;
         };
@@ -548,7 +548,10 @@ impl Session {
             open,
             connection.local,
         ) {
-            Ok(negotiated) => Arc::new(negotiated),
+            Ok(mut negotiated) => {
+                negotiated.opens.received = Bytes::copy_from_slice(message);
+                Arc::new(negotiated)
+            }
             Err(notification) => return self.end(id, Ending::Sent(notification), now),
         };
         let local_asn = connection.ours.asn;

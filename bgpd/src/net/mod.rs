@@ -22,6 +22,7 @@ mod handle;
 mod owner;
 mod session;
 mod sockopt;
+mod stations;
 #[cfg(test)]
 mod tests;
 

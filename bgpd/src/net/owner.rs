@@ -18,6 +18,7 @@ use super::discovery::{self, Heard, Links};
 use super::handle::{Command, Handle, HandleError};
 use super::session::{Driver, FromSession, Report, ToSession};
 use super::sockopt;
+use super::stations::{Connected, Stations};
 use crate::config::{PeerConfig, Secret, SpeakerConfig, Ttl};
 use crate::fsm::{self, ConnId, Identity, Retain, Session, SessionEvent};
 use crate::rib::table::PeerIndex;
@@ -71,6 +72,7 @@ struct Owner {
     configs: HashMap<PeerIndex, (PeerConfig, Identity)>,
     finishing: Vec<tokio::task::JoinHandle<()>>,
     listeners: Vec<Listener>,
+    stations: Stations,
     reports: mpsc::Sender<FromSession>,
     accepted: mpsc::Sender<(TcpStream, SocketAddr)>,
     lives: u64,
@@ -102,6 +104,7 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
     let (accepted, accepted_inbox) = mpsc::channel(64);
     let (bfd_reports, bfd_inbox) = mpsc::unbounded_channel();
     let (heard, heard_inbox) = mpsc::channel(16);
+    let (connected, connected_inbox) = mpsc::channel(4);
     let random = RandomState::new();
     let mut owner = Owner {
         speaker: Speaker::new(config.clone(), Instant::now(), random.hash_one(0)),
@@ -110,6 +113,7 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
         configs: HashMap::new(),
         finishing: Vec::new(),
         listeners: Vec::new(),
+        stations: Stations::new(connected),
         reports,
         accepted,
         lives: 0,
@@ -125,12 +129,14 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
     };
     let watched = owner.watched.clone();
     owner.listen(&config)?;
+    owner.stations.set(&config.stations, &owner.runtime);
     let inboxes = Inboxes {
         commands: command_inbox,
         reports: report_inbox,
         accepted: accepted_inbox,
         bfd: bfd_inbox,
         heard: heard_inbox,
+        connected: connected_inbox,
         events,
     };
     std::thread::Builder::new()
@@ -155,6 +161,7 @@ struct Inboxes {
     accepted: mpsc::Receiver<(TcpStream, SocketAddr)>,
     bfd: mpsc::UnboundedReceiver<FromBfd>,
     heard: mpsc::Receiver<Heard>,
+    connected: mpsc::Receiver<Connected>,
     events: mpsc::Sender<Event>,
 }
 
@@ -165,7 +172,13 @@ impl Owner {
             self.speaker.flush();
             self.carry_out();
             self.send_output();
-            let timeout = self.speaker.poll_timeout();
+            self.tell_stations();
+            let timeout = self
+                .speaker
+                .poll_timeout()
+                .into_iter()
+                .chain(self.stations.due())
+                .min();
             let timer = async {
                 match timeout {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -202,7 +215,14 @@ impl Owner {
                 Some(Heard { interface, address }) = inboxes.heard.recv() => {
                     self.speaker.locate(&interface, address);
                 }
-                () = timer => self.speaker.handle_timeout(Instant::now()),
+                Some(connected) = inboxes.connected.recv() => self.station_connected(connected),
+                () = timer => {
+                    let now = Instant::now();
+                    self.speaker.handle_timeout(now);
+                    if self.stations.statistics(now) {
+                        self.speaker.monitor_statistics();
+                    }
+                }
                 room = inboxes.events.reserve(), if has_event => {
                     if let Ok(room) = room && let Some(event) = self.speaker.poll_event() {
                         log(&event);
@@ -220,6 +240,31 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// A station is told how everything stands, and from here on what changes.
+    fn station_connected(&mut self, connected: Connected) {
+        // What happened before belongs to the others.
+        self.speaker.flush();
+        self.tell_stations();
+        if let Some((life, parts)) = self.stations.connected(connected, Instant::now()) {
+            self.speaker.monitor(self.stations.parts());
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let tables = self.speaker.monitored_tables(parts, name.trim(), since_1970());
+            self.stations.tell_first(life, tables);
+            if parts.pre_policy {
+                self.speaker.ask_peers_again();
+            }
+        }
+    }
+
+    fn tell_stations(&mut self) {
+        let pieces = self.speaker.take_monitored();
+        if !pieces.is_empty() && self.stations.tell(&pieces) {
+            self.speaker.monitor(self.stations.parts());
+        }
+        // For what comes in the next turn.
+        self.speaker.monitor_time(since_1970());
     }
 
     /// After a great withdrawal the allocator is told to let go of what nothing uses any more; by itself it keeps it.
@@ -247,8 +292,7 @@ impl Owner {
             Command::Neighbors(answer) => drop(answer.send(self.speaker.neighbors(now))),
             Command::Routes(query, answer) => drop(answer.send(self.speaker.routes(&query))),
             Command::Dump(answer) => {
-                let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-                let unix = unix.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+                let unix = u32::try_from(since_1970().as_secs()).unwrap_or(u32::MAX);
                 drop(answer.send(self.speaker.dump(now, unix)));
             }
             Command::ReportRoutes(wanted) => self.routes_wanted = wanted,
@@ -288,6 +332,9 @@ impl Owner {
             }
         }
         self.speaker.reconfigure(config.clone(), now);
+        self.tell_stations();
+        self.stations.set(&config.stations, &self.runtime);
+        self.speaker.monitor(self.stations.parts());
         self.listen(&config)
     }
 
@@ -578,6 +625,7 @@ impl Owner {
             let _ = bfd.send(ToBfd::Stop(done));
             drop(tokio::time::timeout(SHUTDOWN, told).await);
         }
+        self.stations.shutdown().await;
         let notification =
             (!graceful).then(|| Notification::new(code::CEASE, cease::ADMINISTRATIVE_SHUTDOWN));
         for running in self.sessions.values() {
@@ -596,6 +644,12 @@ impl Owner {
         };
         drop(tokio::time::timeout(SHUTDOWN, all).await);
     }
+}
+
+fn since_1970() -> Duration {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// TCP-MD5 keys by who must use them: a peer's address, or a range.

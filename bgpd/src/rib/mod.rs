@@ -102,6 +102,8 @@ pub struct Rib {
     releases: Releases,
     changes: Vec<RouteChange>,
     report_changes: bool,
+    /// Best paths that changed, where somebody wants to know.
+    best_changes: Option<Vec<(Prefix, BestPath)>>,
     multipath: usize,
     lag_limit: u64,
 }
@@ -119,6 +121,9 @@ impl Releases {
         }
     }
 }
+
+/// The attributes of the best path; none: there is no path.
+pub type BestPath = Option<Arc<PathAttributes>>;
 
 fn at(family: Family) -> usize {
     match family {
@@ -158,6 +163,7 @@ impl Rib {
             releases: Releases::default(),
             changes: Vec::new(),
             report_changes: true,
+            best_changes: None,
             multipath: multipath.max(1),
             lag_limit: 64 << 20,
         }
@@ -465,6 +471,7 @@ impl Rib {
             changes,
             multipath,
             report_changes,
+            best_changes,
             ..
         } = self;
         let of_family: SmallVec<[usize; 8]> = groups
@@ -484,6 +491,13 @@ impl Rib {
                         changes.push(RouteChange { prefix: IpNetwork::from(prefix), next_hops: new.into_vec() });
                     }
                 }
+                if let Some(best_changes) = best_changes {
+                    let (old, new) = (front(dirty.before.ranked(), 1), front(now.ranked(), 1));
+                    if !same_ways(old, new) {
+                        let best = new.first().and_then(|path| store.get(path.attr));
+                        best_changes.push((prefix, best.map(Arc::clone)));
+                    }
+                }
                 // Most often the best path is all there is, and nothing more is asked about.
                 if same_ways(dirty.before.ranked(), now.ranked()) {
                     continue;
@@ -500,6 +514,34 @@ impl Rib {
             }
             table.reuse(batch);
         });
+    }
+
+    /// Whether changes of best paths are gathered.
+    pub fn watch_best(&mut self, wanted: bool) {
+        if self.best_changes.is_some() != wanted {
+            self.best_changes = wanted.then(Vec::new);
+        }
+    }
+
+    /// Best paths that changed since the last call, in that order.
+    pub fn take_best(&mut self) -> Vec<(Prefix, BestPath)> {
+        self.best_changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The set that an id stands for.
+    pub fn attributes(&self, attr: AttrId) -> Option<&Arc<PathAttributes>> {
+        self.store.get(attr)
+    }
+
+    /// Paths of a peer that wait for its return, or to be repeated.
+    pub fn waiting_paths(&self, peer: PeerIndex, family: Family) -> Vec<Nlri> {
+        let mut found = Vec::new();
+        table_ref!(self, family, table => table.for_each(|prefix, paths, _| {
+            let waiting = paths.iter().filter(|path| path.peer == peer && path.stale);
+            found.extend(waiting.map(|path| Nlri { prefix, path_id: path.path_id }));
+        }));
+        found.sort_unstable();
+        found
     }
 
     /// Learned next hops that changed since the last call.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use smallvec::SmallVec;
 
+use super::monitoring::{self, Told};
 use super::{Peer, Speaker};
 use crate::config::Family;
 use crate::filter::{AttributeView, Community, PeerType, RouteSource, RouteView, Verdict};
@@ -84,16 +85,36 @@ impl Speaker {
         let Some((_, negotiated)) = peer.session.clone() else {
             return;
         };
+        if let Some(monitor) = &mut self.monitor {
+            monitoring::received(monitor, peer, &negotiated, &update);
+        }
+        let mut told = self.monitor.is_some().then(Told::default);
+        let gone = |nlri: Nlri, was_there: bool, told: &mut Option<Told>| {
+            if let Some(told) = told.as_mut().filter(|_| was_there) {
+                told.gone.push(nlri);
+            }
+            was_there
+        };
         for list in &update.withdrawn {
-            self.rib.withdraw_list(list.iter(), index, |nlri| {
-                peer.refused.remove(&nlri);
-            });
+            if told.is_none() {
+                self.rib.withdraw_list(list.iter(), index, |nlri| {
+                    peer.refused.remove(&nlri);
+                });
+                continue;
+            }
+            for nlri in list.iter() {
+                let was_there = self.rib.withdraw(nlri, index);
+                if !gone(nlri, was_there, &mut told) {
+                    peer.refused.remove(&nlri);
+                }
+            }
         }
         for (attributes, list) in &update.announced {
             let loops = loops(&self.config, peer, &negotiated, attributes);
             if let Some(reason) = loops {
                 for nlri in list.iter() {
-                    self.rib.withdraw(nlri, index);
+                    let was_there = self.rib.withdraw(nlri, index);
+                    gone(nlri, was_there, &mut told);
                     peer.refuse(nlri, attributes, reason);
                 }
                 continue;
@@ -123,6 +144,9 @@ impl Speaker {
             {
                 let attr = self.rib.intern(&made_by(rule));
                 self.rib.announce_list(list.iter(), index, attr);
+                if let (Some(told), Some(attributes)) = (&mut told, self.rib.attributes(attr)) {
+                    list.iter().for_each(|nlri| told.taken.push(attributes, nlri));
+                }
                 self.rib.release(attr);
                 continue;
             }
@@ -143,6 +167,9 @@ impl Speaker {
                             attr
                         });
                         self.rib.announce(nlri, index, attr);
+                        if let (Some(told), Some(attributes)) = (&mut told, self.rib.attributes(attr)) {
+                            told.taken.push(attributes, nlri);
+                        }
                         peer.refused.remove(&nlri);
                     }
                     Verdict::Reject { rule } => refused.push((nlri, Reason::Filter(rule))),
@@ -152,9 +179,13 @@ impl Speaker {
                 self.rib.release(attr);
             }
             for (nlri, reason) in refused {
-                self.rib.withdraw(nlri, index);
+                let was_there = self.rib.withdraw(nlri, index);
+                gone(nlri, was_there, &mut told);
                 peer.refuse(nlri, attributes, reason);
             }
+        }
+        if let (Some(monitor), Some(told)) = (&mut self.monitor, told) {
+            monitoring::taken(monitor, peer, &negotiated, &told);
         }
         self.check_max_prefix(index);
     }

@@ -11,6 +11,7 @@
 mod dump;
 mod import;
 mod link;
+mod monitoring;
 mod restart;
 mod show;
 
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use ipnetwork::IpNetwork;
 
 use crate::bfd;
+use crate::bmp::Monitor;
 use crate::config::{Family, PeerConfig, PeerRange, SpeakerConfig};
 use crate::filter::{Community, PeerType};
 use crate::fsm::{Command, ConnId, Counters, Identity, Negotiated, RefreshPhase, SessionEvent};
@@ -149,6 +151,8 @@ pub struct Speaker {
     /// Our End-of-RIB is held no longer than this after a restart, and whether that time is over.
     hold_deadline: Instant,
     hold_over: bool,
+    /// For stations that look on; none while there is none.
+    monitor: Option<Monitor>,
     orders: VecDeque<Order>,
     events: VecDeque<Event>,
     /// Route changes not yet taken, by prefix: a slow reader costs one entry a prefix.
@@ -181,6 +185,7 @@ impl Speaker {
             sync_deadline: now + patience,
             hold_deadline: now + cap,
             hold_over: false,
+            monitor: None,
             orders: VecDeque::new(),
             events: VecDeque::new(),
             routes: BTreeMap::new(),
@@ -244,6 +249,7 @@ impl Speaker {
     }
 
     fn remove_peer(&mut self, index: PeerIndex, notification: Option<Notification>) {
+        self.monitor_down(index, None);
         self.order(index, Command::Stop(notification));
         self.orders.push_back(Order::Remove { peer: index });
         self.rib.forget_peer(index);
@@ -605,10 +611,16 @@ impl Speaker {
                     peer.sync.fail();
                 }
             }
-            SessionEvent::EndOfRib(family) => self.end_of_rib(index, family),
+            SessionEvent::EndOfRib(family) => {
+                self.monitor_end_of_rib(index, family);
+                self.end_of_rib(index, family);
+            }
             SessionEvent::Refresh(family) => self.refresh(index, family, now),
             SessionEvent::Repeats(family, RefreshPhase::Begins) => self.repeats(index, family, now),
-            SessionEvent::Repeats(family, RefreshPhase::Ends) => self.repeated(index, family),
+            SessionEvent::Repeats(family, RefreshPhase::Ends) => {
+                self.monitor_dropped(index, family);
+                self.repeated(index, family);
+            }
         }
         self.check_sync(now);
         if ended {
@@ -647,6 +659,7 @@ impl Speaker {
         peer.refreshed = None;
         peer.refresh_waits.clear();
         let identity = rib_peer(&peer.config, &negotiated);
+        self.monitor_up(index);
         self.returned(index, &negotiated, now);
         self.rib.set_peer(index, identity);
         for family in &negotiated.families {
@@ -721,6 +734,7 @@ impl Speaker {
         for change in self.rib.take_changes() {
             self.routes.insert(change.prefix, change.next_hops);
         }
+        self.monitor_best();
     }
 
     /// What to do with sessions, oldest first.

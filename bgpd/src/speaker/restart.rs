@@ -96,6 +96,7 @@ impl Speaker {
     /// A session is lost.
     pub(super) fn down(&mut self, index: PeerIndex, reason: &str, retain: Retain, now: Instant) {
         let enabled = self.config.graceful_restart.enabled;
+        self.monitor_down(index, Some(reason));
         let Some(peer) = self.peers.get_mut(&index) else {
             return;
         };

@@ -68,7 +68,7 @@ pub fn view(key: &str, value: &[u8]) -> View {
     };
     let Some(parsed) = Key::parse(key) else {
         return View {
-            owner: None,
+            owner: crate::key::host_of_status(key),
             others: Others::Hidden,
         };
     };
@@ -285,6 +285,10 @@ mod tests {
                 Others::Hidden,
             ),
             ("/calico/felix/v2/no-region/host/n1/status", Others::Hidden),
+            (
+                "/calico/felix/v2/no-region/host/n1/workload/k8s/a%2Fb/endpoint/eth0",
+                Others::Hidden,
+            ),
             ("/registry/secrets/x", Others::Hidden),
         ] {
             assert_eq!(view(key, b"{}").others, others, "{key}");

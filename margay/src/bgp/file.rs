@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bgpd::NextHop;
+use bgpd::bmp::{Parts, Station};
 use bgpd::config::{
     Bfd, Family, NextHopMode, PeerAs, PeerConfig, PeerRange, Role, Secret, SpeakerConfig, Ttl,
 };
@@ -52,6 +53,8 @@ struct File {
     #[serde(default)]
     metrics: Metrics,
     #[serde(default)]
+    bmp: Vec<Bmp>,
+    #[serde(default)]
     originate: Vec<Originate>,
     #[serde(default)]
     neighbor: Vec<Neighbor>,
@@ -64,6 +67,22 @@ struct File {
 struct Kernel {
     #[serde(default)]
     install: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bmp {
+    station: SocketAddr,
+    monitor: Option<Vec<MonitorWord>>,
+    queue: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum MonitorWord {
+    PrePolicy,
+    PostPolicy,
+    LocRib,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -323,6 +342,26 @@ pub fn parse(text: &str, password: &dyn Fn(&str) -> anyhow::Result<String>) -> a
     restart.long_lived = seconds(file.graceful_restart.long_lived, restart.long_lived);
     if restart.restart_time > Duration::from_secs(4095) {
         bail!("graceful-restart.restart-time: at most 4095 s (RFC 4724 §3)");
+    }
+
+    for bmp in &file.bmp {
+        let mut station = Station::new(bmp.station);
+        if let Some(words) = &bmp.monitor {
+            station.parts = Parts {
+                pre_policy: words.contains(&MonitorWord::PrePolicy),
+                post_policy: words.contains(&MonitorWord::PostPolicy),
+                loc_rib: words.contains(&MonitorWord::LocRib),
+            };
+        }
+        station.queue = bmp.queue.unwrap_or(station.queue);
+        if config
+            .stations
+            .iter()
+            .any(|other| other.address == station.address)
+        {
+            bail!("bmp: station {} is there twice", station.address);
+        }
+        config.stations.push(station);
     }
 
     let mut warnings = Vec::new();

@@ -19,7 +19,7 @@ use crate::node::{self, Options, autodetect};
 pub(super) enum NodeVerb {
     /// Run the node daemon in the foreground
     #[command(after_help = examples::NODE_RUN)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// How the daemon of this machine is doing
     Status(OutputArgs),
     /// Remove everything that a daemon put into this machine's kernel (the daemon has to be stopped)
@@ -55,6 +55,9 @@ pub(super) struct RunArgs {
     /// Serve Prometheus metrics and health on this TCP address as well as on the socket
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
+    /// Tell this BMP station about peers and their routes (RFC 7854); may be given several times
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    bmp_station: Vec<SocketAddr>,
     /// Form of the log: text, or json with one object a line
     #[arg(long, value_enum, default_value_t = logging::Style::Text, value_name = "FORM", hide_possible_values = true)]
     log_format: logging::Style,
@@ -121,6 +124,7 @@ pub(super) fn run_daemon(global: &Global, args: &RunArgs) -> anyhow::Result<Exit
         secrets_dir: args.secrets_dir.clone(),
         state_dir: args.state_dir.clone(),
         metrics_listen: args.metrics_listen,
+        bmp_stations: args.bmp_station.clone(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use bgpd::Event;
+use bgpd::bmp::Station;
 use bgpd::config::SpeakerConfig;
 use bgpd::view::OriginAttributes;
 use datastore::ipam::{Collector, Ipam};
@@ -87,6 +88,8 @@ pub struct Options {
     pub secrets_dir: PathBuf,
     /// Where to serve metrics and health over TCP.
     pub metrics_listen: Option<SocketAddr>,
+    /// BMP stations.
+    pub bmp_stations: Vec<SocketAddr>,
 }
 
 /// The running daemon, as the API sees it.
@@ -514,7 +517,16 @@ impl Daemon {
     ) {
         let secrets = |reference: &SecretKeyRef| secret(&self.options.secrets_dir, reference);
         let plan = if self.options.bgp {
-            cluster.plan(&self.options.name, &secrets, restarting)
+            let mut plan = cluster.plan(&self.options.name, &secrets, restarting);
+            if let Some(config) = &mut plan.config {
+                config.stations = self
+                    .options
+                    .bmp_stations
+                    .iter()
+                    .map(|to| Station::new(*to))
+                    .collect();
+            }
+            plan
         } else {
             peering::Plan {
                 config: None,
