@@ -161,7 +161,7 @@ where
         to: writing,
         watches: BTreeMap::new(),
         buffer: BytesMut::new(),
-        written: Instant::now(),
+        pinged: Instant::now(),
     };
     // Whichever ends first ends both, and with them the requests.
     tokio::select! {
@@ -553,7 +553,8 @@ struct Writer<W> {
     to: W,
     watches: BTreeMap<u64, Watched>,
     buffer: BytesMut,
-    written: Instant,
+    /// When it was last asked for a sign of life.
+    pinged: Instant,
 }
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
@@ -564,6 +565,10 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         loop {
             changed.borrow_and_update();
             let more = self.news();
+            // However much there is to tell: a client says nothing by itself.
+            if self.pinged.elapsed() >= ping {
+                self.ping();
+            }
             let over = self.session.hub.upstream.copy().epoch() != self.session.epoch;
             if over {
                 self.goodbye("the store has another history now");
@@ -575,15 +580,12 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             let order = if more {
                 orders.try_recv().ok()
             } else {
-                let idle = tokio::time::sleep_until(self.written + ping);
+                let due = tokio::time::sleep_until(self.pinged + ping);
                 tokio::select! {
                     biased;
                     order = orders.recv() => order,
                     _ = changed.changed() => None,
-                    () = idle => {
-                        self.ping();
-                        None
-                    }
+                    () = due => None,
                 }
             };
             match order {
@@ -672,6 +674,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
     }
 
     fn ping(&mut self) {
+        self.pinged = Instant::now();
         for (id, watched) in &mut self.watches {
             if watched.told < watched.place {
                 watched.told = watched.place;
@@ -700,7 +703,6 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
                 Ok(Ok(written)) => written,
             };
             self.session.hub.counters.sent.fetch_add(written as u64, Relaxed);
-            self.written = Instant::now();
         }
         match timeout(stall, self.to.flush()).await {
             Err(_) => return Err(format!("it took nothing for {} s", stall.as_secs())),

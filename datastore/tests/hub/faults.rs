@@ -119,23 +119,33 @@ async fn on_a_wire_that_is_stuck_writes_are_in_doubt_and_reads_go_elsewhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silence_ends_a_watch_and_pings_keep_one_alive() {
     let options = Options {
-        ping: Duration::from_millis(100),
+        ping: Duration::from_secs(1),
         ..Options::default()
     };
-    let hub = rig::hub_with(Arc::new(Memory::new()), options).await;
+    let store = Memory::new();
+    let hub = rig::hub_with(Arc::new(store.clone()), options).await;
     let wire = Wire::new(hub.local_addr()).await;
-    let client = rig::client(&[wire.address], "silence=2s&timeout=1s");
-    let mut watch = client.watch(PREFIX, Revision::ZERO).await.expect("watch");
-    let quiet = async { while let Some(WatchItem::Batch(_)) = watch.next().await {} };
-    let quiet = tokio::time::timeout(Duration::from_secs(3), quiet).await;
-    assert!(quiet.is_err(), "an idle connection is kept alive by its pings");
+    // One that hears nothing, and one that has much to hear and nothing to say: both for longer than silence may last.
+    let quiet = rig::client(&[wire.address], "silence=3s");
+    let mut nothing = quiet.watch("/quiet/", Revision::ZERO).await.expect("watch");
+    let busy = rig::client(&[wire.address], "silence=3s");
+    let mut much = busy.watch(PREFIX, Revision::ZERO).await.expect("watch");
+    for n in 0..80 {
+        put(&store, "a", &n.to_string()).await;
+        assert_eq!(rig::events(&mut much, 1).await, ["/calico/a"]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(hub.status().counters.connections, 2);
+    assert_eq!(hub.status().clients.len(), 2, "pings keep them alive");
     wire.set(Mode::Frozen(hub.local_addr()));
-    let ended = rig::end(&mut watch).await;
-    assert!(
-        matches!(&ended, WatchItem::Disconnected { reason } if reason.contains("silent")),
-        "{ended:?}"
-    );
-    rig::until("the hub gives a silent client up", async || {
+    for watch in [&mut nothing, &mut much] {
+        let ended = rig::end(watch).await;
+        assert!(
+            matches!(&ended, WatchItem::Disconnected { reason } if reason.contains("silent")),
+            "{ended:?}"
+        );
+    }
+    rig::until("the hub gives silent clients up", async || {
         hub.status().clients.is_empty()
     })
     .await;
