@@ -43,6 +43,7 @@ fn negotiated(asn: u32, peer: u32) -> Arc<Negotiated> {
         role: None,
         long_lived: false,
         graceful_restart: None,
+        opens: Default::default(),
         decode: DecodeContext {
             ebgp: asn != 65000,
             ..DecodeContext::default()
