@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use datastore::backend::memory::Memory;
-use datastore::ipam::{AssignRequest, Ipam};
+use datastore::ipam::{AssignRequest, Configure, Ipam};
 use datastore::{Client, Expect, Key, Store};
 use jiff::Timestamp;
-use policy::resource::{IpPoolSpec, Object, ObjectMeta};
+use policy::resource::{IpPoolSpec, IpReservationSpec, Object, ObjectMeta};
 use serde_json::Value;
 
 type Cluster = BTreeMap<String, Value>;
@@ -139,7 +139,19 @@ async fn what_we_store_is_as_calico_would() {
             .await
             .expect("created");
     }
+    let reserved = IpReservationSpec {
+        reserved_cidrs: Some(vec!["10.48.0.0/28".parse().expect("cidr")]),
+    };
+    let reservation = Object::new(ObjectMeta::named("printers"), reserved);
+    client.create(reservation).await.expect("created");
     let ipam = ipam(&store);
+    let change = Configure {
+        strict_affinity: Some(true),
+        max_blocks_per_host: Some(4),
+        cooldown: Some(60),
+        sticky: Some(600),
+    };
+    ipam.configure(change).await.expect("configured");
     for node in ["node-1", "node-2"] {
         let mut request = AssignRequest::new(node, format!("margay.{node}.default.web.eth0"));
         request.num6 = 1;
@@ -148,6 +160,11 @@ async fn what_we_store_is_as_calico_would() {
             .insert("namespace".to_owned(), "default".to_owned());
         ipam.auto_assign(&request).await.expect("assigned");
     }
+    // One that went, and is to have its address again.
+    let mut request = AssignRequest::new("node-1", "margay.node-1.default.db.eth0");
+    request.identity = Some("default/db/eth0".to_owned());
+    ipam.auto_assign(&request).await.expect("assigned");
+    ipam.release_handle(&request.handle).await.expect("released");
     let mut found = stored(&*store).await;
     for value in found.values_mut() {
         for field in ["uid", "creationTimestamp"] {

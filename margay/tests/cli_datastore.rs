@@ -80,12 +80,77 @@ fn what_is_left_over_is_found_and_given_back() {
     world.file("report.json", &report);
     assert_eq!(
         world.ok(&["ipam", "release", "--from-report", "report.json"]),
-        format!("{address} released\n")
+        format!("Successfully released IP address {address}\n")
     );
     assert!(world.ok(&["ipam", "check"]).contains("found 0 problems"));
     assert_eq!(
         world.ok(&["ipam", "release", "--from-report", "report.json"]),
         "nothing of the report is left over any more\n"
+    );
+}
+
+#[test]
+fn a_report_can_be_a_file_and_only_what_all_reports_have_is_released() {
+    let world = world();
+    let first = world.run(&["ipam", "check", "-o", "one.json"]);
+    assert!(first.out.contains("found 1 problems"), "{first:?}");
+    on_store(&world, async |store| {
+        let request = AssignRequest::new("n1", "margay.later");
+        Ipam::new(store).auto_assign(&request).await.expect("assigned");
+    });
+    world.run(&["ipam", "check", "--show-problem-ips", "--output=two.json"]);
+    let reports = [
+        "ipam",
+        "release",
+        "--from-report=one.json",
+        "--from-report=two.json",
+        "--force",
+    ];
+    let said = world.ok(&reports);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let all = world.run(&["ipam", "check", "--show-all-ips"]).out;
+    assert!(
+        all.contains("by margay.used on n1") && !all.contains("by margay.leaked"),
+        "{all}"
+    );
+    assert!(all.contains("of margay.later on n1 has no workload"), "{all}");
+}
+
+#[test]
+fn a_pool_is_split_while_the_datastore_is_locked() {
+    let world = world();
+    let before = world.ok(&["ipam", "show", "--show-blocks"]);
+    let said = world.run(&["ipam", "split", "2", "--cidr=10.9.0.0/28"]);
+    assert_eq!(said.status, 1);
+    assert!(said.err.contains("datastore migrate lock"), "{said:?}");
+    world.ok(&["datastore", "migrate", "lock"]);
+    for wrong in [
+        &["3", "--name=small"][..],
+        &["2", "--name=none"],
+        &["1024", "--name=small"],
+    ] {
+        let said = world.run(&[&["ipam", "split"], wrong].concat());
+        assert_eq!(said.status, 1, "{said:?}");
+    }
+    assert_eq!(
+        world.ok(&["ipam", "show", "--show-blocks"]),
+        before,
+        "nothing was changed"
+    );
+    let said = world.ok(&["ipam", "split", "2", "--name", "small"]);
+    assert!(
+        said.contains("Created split-small-1 with CIDR 10.9.0.8/29."),
+        "{said}"
+    );
+    let pools = world.ok(&["get", "ippools"]);
+    assert!(
+        pools.contains("split-small-0") && !pools.contains("\nsmall"),
+        "{pools}"
+    );
+    let said = world.run(&["ipam", "check"]);
+    assert!(
+        said.out.contains("found 1 problems"),
+        "the blocks are in the new pools: {said:?}"
     );
 }
 
@@ -105,7 +170,7 @@ fn an_address_in_use_is_released_only_by_force() {
     assert!(said.err.contains("has a workload"), "{said:?}");
     assert_eq!(
         world.ok(&["ipam", "release", "--ip", used, "--force"]),
-        format!("{used} released\n")
+        format!("Successfully released IP address {used}\n")
     );
     let said = world.run(&["ipam", "check"]);
     assert!(
@@ -121,7 +186,7 @@ fn an_address_in_use_is_released_only_by_force() {
     assert!(
         world
             .ok(&["ipam", "release", "--handle", "margay.leaked"])
-            .ends_with(" released\n")
+            .starts_with("Successfully released IP address 10.")
     );
     assert_eq!(
         world.ok(&["ipam", "release", "--handle", "margay.leaked"]),
@@ -140,13 +205,14 @@ fn configuration_is_shown_as_it_was_set() {
     let said = world.run(&["ipam", "configure", "--max-blocks-per-host", "3"]);
     assert_eq!(said.status, 1);
     assert!(said.err.contains("needs strict affinity"), "{said:?}");
-    let table = "PROPERTY            VALUE\nStrictAffinity      true\nAutoAllocateBlocks  true\nMaxBlocksPerHost    3\nIPCooldownSeconds   90\n";
+    let table = "PROPERTY            VALUE\nStrictAffinity      true\nAutoAllocateBlocks  true\nMaxBlocksPerHost    3\nIPCooldownSeconds   90\nStickySeconds       600\n";
     let words = [
         "ipam",
         "configure",
         "--strictaffinity=true",
         "--max-blocks-per-host=3",
         "--ip-cooldown-seconds=90",
+        "--sticky-seconds=600",
     ];
     assert_eq!(world.ok(&words), table);
     assert_eq!(world.ok(&["ipam", "show", "--show-configuration"]), table);

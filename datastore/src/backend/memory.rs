@@ -48,6 +48,8 @@ struct State {
     log: VecDeque<Batch>,
     watchers: Vec<Watcher>,
     fault: Option<FaultHook>,
+    /// Without transactions.
+    single: bool,
 }
 
 struct Watcher {
@@ -64,6 +66,11 @@ impl Memory {
     /// Asks `hook` before every write (with the key, the first one of a transaction) what shall happen to it.
     pub fn set_fault_hook(&self, hook: impl FnMut(&str) -> Fault + Send + 'static) {
         self.state().fault = Some(Box::new(hook));
+    }
+
+    /// From now on one key at a time is all it can write, as with the weakest of backends.
+    pub fn forbid_transactions(&self) {
+        self.state().single = true;
     }
 
     /// Every write succeeds again.
@@ -191,7 +198,7 @@ pub(crate) fn below(batch: &Batch, prefix: &str) -> Batch {
 impl Store for Memory {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            multi_key_txn: true,
+            multi_key_txn: !self.state().single,
             lease: false,
             server_progress: true,
             prefix_watch: true,
@@ -273,6 +280,9 @@ impl Store for Memory {
 
     async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Revision> {
         check_txn(&compares, &ops)?;
+        if self.state().single {
+            return Err(Error::Unsupported { what: "transactions" });
+        }
         self.state().write(&compares, ops)
     }
 

@@ -12,13 +12,15 @@ use super::claim::ClaimState;
 use super::pools::overlap;
 
 /// Attribute under which Calico says what an address without a workload is for.
-const ATTRIBUTE_TYPE: &str = "type";
+pub(super) const ATTRIBUTE_TYPE: &str = "type";
 
 /// Everything that has to agree.
 #[derive(Debug, Default)]
 pub(super) struct World {
     /// Ranges of the pools.
     pub(super) pools: Vec<IpNetwork>,
+    /// Their names, in the same order.
+    pub(super) pool_names: Vec<String>,
     /// All blocks.
     pub(super) blocks: Vec<Block>,
     /// Objects that cannot be understood: key and reason.

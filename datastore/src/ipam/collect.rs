@@ -20,9 +20,11 @@ use policy::resource::{
 };
 use serde_json::{Map, Value};
 
-use super::block::Block;
+use super::block::{Block, STICKY_LIMIT};
 use super::check::{Collector, Leak, Report, World, examine};
 use super::claim::{BlockAffinity, Handle};
+use super::figures::used_by;
+use super::pools::{STICKY_ANNOTATION, overlap};
 use super::{ATTEMPTS, Error, Ipam, Result, busy};
 use crate::client;
 use crate::key::{self, Family, Key};
@@ -40,6 +42,8 @@ pub struct Configure {
     pub max_blocks_per_host: Option<u32>,
     /// How long a freed address rests (seconds).
     pub cooldown: Option<u32>,
+    /// How long a freed address is kept for the workload that had it (seconds).
+    pub sticky: Option<u32>,
 }
 
 /// What one round of collecting did.
@@ -51,6 +55,8 @@ pub struct Collected {
     pub candidates: usize,
     /// Blocks that were given back.
     pub blocks: Vec<IpNetwork>,
+    /// Per pool the addresses that the node uses from others' blocks.
+    pub borrowed: BTreeMap<String, usize>,
 }
 
 impl Ipam {
@@ -85,6 +91,15 @@ impl Ipam {
             self.settle_handle(&handle).await?;
         }
         collected.blocks = self.reclaim(node).await?;
+        for block in world.blocks.iter().filter(|block| block.node() != Some(node)) {
+            let pools = world.pools.iter().zip(&world.pool_names);
+            if let Some((_, pool)) = pools
+                .into_iter()
+                .find(|(pool, _)| overlap(**pool, block.cidr) > 0)
+            {
+                *collected.borrowed.entry(pool.clone()).or_default() += used_by(block, node);
+            }
+        }
         Ok(collected)
     }
 
@@ -141,6 +156,7 @@ impl Ipam {
         }
         let pools = self.client.list_as::<IpPoolSpec>(None).await?;
         world.pools = pools.items.iter().map(|pool| pool.spec.cidr).collect();
+        world.pool_names = pools.items.into_iter().map(|pool| pool.metadata.name).collect();
         let nodes = self.client.list_as::<NodeSpec>(None).await?;
         world.nodes = nodes.items.into_iter().map(|node| node.metadata.name).collect();
         world.used = self.used().await?;
@@ -308,6 +324,15 @@ impl Ipam {
                 reason: "an address rests for 1200 seconds at most".to_owned(),
             });
         }
+        if change
+            .sticky
+            .is_some_and(|seconds| u64::from(seconds) > STICKY_LIMIT.as_secs())
+        {
+            return Err(Error::Invalid {
+                reason: "an address is kept for a workload for seven days (604800 seconds) at most"
+                    .to_owned(),
+            });
+        }
         let limit = change
             .max_blocks_per_host
             .map(|n| i32::try_from(n).unwrap_or(i32::MAX));
@@ -315,28 +340,34 @@ impl Ipam {
         if strict != now.strict_affinity || limit.is_some() {
             self.store_config(strict, now.auto_allocate_blocks, limit).await?;
         }
-        let apply = |spec: &mut IpamConfigurationSpec| {
+        let apply = |object: &mut Object<IpamConfigurationSpec>| {
+            let spec = &mut object.spec;
             spec.strict_affinity = change.strict_affinity.or(spec.strict_affinity);
             spec.max_blocks_per_host = limit.or(spec.max_blocks_per_host);
             spec.ip_cooldown_seconds = cooldown.or(spec.ip_cooldown_seconds);
+            let annotations = &mut object.metadata.annotations;
+            match change.sticky {
+                None => {}
+                Some(0) => drop(annotations.remove(STICKY_ANNOTATION)),
+                Some(seconds) => drop(annotations.insert(STICKY_ANNOTATION.to_owned(), seconds.to_string())),
+            }
         };
         let changed = self
             .client
             .modify(Kind::IpamConfiguration, None, "default", |resource| {
                 if let Resource::IpamConfiguration(object) = resource {
-                    apply(&mut object.spec);
+                    apply(object);
                 }
                 Ok(())
             })
             .await;
         match changed {
             // Calico's key has no place for it.
-            Err(client::Error::NotFound { .. }) if cooldown.is_some() => {
-                let mut spec = IpamConfigurationSpec::default();
-                apply(&mut spec);
-                self.client
-                    .create(Object::new(ObjectMeta::named("default"), spec))
-                    .await?;
+            Err(client::Error::NotFound { .. }) if cooldown.is_some() || change.sticky.is_some() => {
+                let spec = IpamConfigurationSpec::default();
+                let mut object = Object::new(ObjectMeta::named("default"), spec);
+                apply(&mut object);
+                self.client.create(object).await?;
             }
             Ok(_) | Err(client::Error::NotFound { .. }) => {}
             Err(e) => return Err(e.into()),

@@ -13,9 +13,11 @@ mod block;
 mod check;
 mod claim;
 mod collect;
+mod figures;
 #[cfg(test)]
 mod model;
 mod pools;
+mod split;
 #[cfg(test)]
 mod tests;
 mod together;
@@ -37,6 +39,7 @@ pub use self::block::{ATTRIBUTE_IDENTITY, ATTRIBUTE_NODE, Allocation, Attribute,
 pub use self::check::{Collector, InUse, Leak, Report};
 pub use self::claim::{BlockAffinity, ClaimState, Handle};
 pub use self::collect::{Collected, Configure};
+pub use self::figures::Figures;
 pub use self::pools::{Config, STICKY_ANNOTATION};
 use self::pools::{Pool, StoredConfig, capacity, overlap};
 use crate::client::{self, Client};
@@ -156,6 +159,8 @@ pub struct Borrowed {
     pub block: IpNetwork,
     /// Whose block that is.
     pub owner: Option<String>,
+    /// What it is for: `workload`, or Calico's word for an address of the node itself.
+    pub kind: String,
     /// Its holder.
     pub handle: Option<String>,
 }
@@ -270,6 +275,20 @@ impl Ipam {
         Ok(blocks.values().find_map(|block| block.holder(address).cloned()))
     }
 
+    /// Every address in use and its holder, sorted by family and address.
+    ///
+    /// # Errors
+    /// [`Error::Client`].
+    pub async fn allocations(&self) -> Result<Vec<(IpAddr, Attribute)>> {
+        let mut all = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            for block in self.all_blocks(family).await?.into_values() {
+                all.extend(block.allocations().map(|a| (a.address, a.attribute.clone())));
+            }
+        }
+        Ok(all)
+    }
+
     /// Addresses that a node uses from another node's block, sorted.
     ///
     /// # Errors
@@ -285,6 +304,12 @@ impl Ipam {
                         node: node.cloned(),
                         block: cidr,
                         owner: block.node().map(str::to_owned),
+                        kind: allocation
+                            .attribute
+                            .secondary
+                            .get(check::ATTRIBUTE_TYPE)
+                            .map_or("workload", String::as_str)
+                            .to_owned(),
                         handle: allocation.attribute.handle.clone(),
                     })
                 });
@@ -317,11 +342,7 @@ impl Ipam {
                 cidr: Some(cidr),
                 total: capacity(cidr),
                 in_use: 0,
-                reserved: reserved
-                    .iter()
-                    .map(|r| overlap(*r, cidr))
-                    .fold(0, u128::saturating_add)
-                    .min(capacity(cidr)),
+                reserved: figures::reserved(cidr, &reserved),
                 blocks: vec![],
             });
         }

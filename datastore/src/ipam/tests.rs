@@ -460,7 +460,20 @@ async fn a_crash_after_any_write_is_repaired_by_going_on() {
 /// doubt. Nothing is held twice, nothing is forgotten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_conflicts_and_doubt_nothing_is_double_and_nothing_leaks() {
+    under_conflicts_and_doubt(false).await;
+}
+
+/// The same on a store that cannot write two keys at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_conflicts_and_doubt_nothing_is_double_and_nothing_leaks_without_transactions() {
+    under_conflicts_and_doubt(true).await;
+}
+
+async fn under_conflicts_and_doubt(single: bool) {
     let world = World::new(&[("a", "10.0.0.0/25"), ("b", "10.1.0.0/26")]).await;
+    if single {
+        world.memory.forbid_transactions();
+    }
     let mut random = SplitMix64::from_seed(7);
     world.memory.set_fault_hook(move |_| match random.below(12) {
         0 => Fault::Overtaken,
@@ -693,7 +706,7 @@ async fn what_is_configured_is_where_calicos_tools_look_for_it() {
     let change = Configure {
         strict_affinity: Some(true),
         max_blocks_per_host: Some(4),
-        cooldown: None,
+        ..Configure::default()
     };
     let config = world.ipam.configure(change).await.unwrap();
     assert_eq!((config.strict_affinity, config.max_blocks_per_host), (true, 4));
@@ -724,4 +737,266 @@ async fn what_is_configured_is_where_calicos_tools_look_for_it() {
         .await
         .unwrap();
     assert!(!config.strict_affinity, "said in both places: {config:?}");
+}
+
+#[tokio::test]
+async fn a_workload_that_comes_back_gets_its_address_again_wherever_it_is() {
+    let world = World::new(&[("v4", "10.0.0.0/25")]).await;
+    let ask = async |node: &str, handle: &str, identity: &str| {
+        let mut request = AssignRequest::new(node, handle);
+        request.identity = Some(identity.to_owned());
+        world.ipam.auto_assign(&request).await.unwrap()[0]
+            .ip()
+            .to_string()
+    };
+    let sticky = |seconds| Configure {
+        sticky: Some(seconds),
+        ..Configure::default()
+    };
+    assert!(world.ipam.configure(sticky(604_801)).await.is_err());
+    let config = world.ipam.configure(sticky(600)).await.unwrap();
+    assert_eq!(config.sticky, Duration::from_secs(600));
+    let web = ask("n1", "web-1", "web").await;
+    for n in 0..3 {
+        ask("n1", &format!("other-{n}"), &format!("other-{n}")).await;
+    }
+    world.ipam.release_handle("web-1").await.unwrap();
+    let usage = world.ipam.figures("n1").await.unwrap()["v4"];
+    assert_eq!(
+        (usage.size, usage.blocks, usage.in_use, usage.kept),
+        (128, 1, 3, 1)
+    );
+    // The pool is full but for what is kept, and that nobody else gets.
+    for n in 0..60 {
+        assert_ne!(ask("n1", &format!("more-{n}"), &format!("more-{n}")).await, web);
+    }
+    for n in 0..64 {
+        ask("n2", &format!("n2-{n}"), &format!("n2-{n}")).await;
+    }
+    let refused = world.assign("n1", "stranger").await;
+    assert!(matches!(refused, Err(Error::Exhausted { .. })), "{refused:?}");
+    assert_eq!(
+        ask("n2", "web-2", "web").await,
+        web,
+        "on another node, from its block"
+    );
+    world.ipam.release_handle("web-2").await.unwrap();
+    assert_eq!(ask("n1", "web-3", "web").await, web);
+    world.ipam.release_handle("web-3").await.unwrap();
+    world.clock.fetch_add(601, Ordering::Relaxed);
+    assert_eq!(
+        world.assign("n1", "stranger").await.unwrap(),
+        web,
+        "the time is over"
+    );
+    let config = world.ipam.configure(sticky(0)).await.unwrap();
+    assert_eq!(config.sticky, Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_pool_is_used_by_whom_it_is_for() {
+    let world = World::new(&[]).await;
+    let pool = async |name: &str, cidr: &str, change: fn(&mut IpPoolSpec)| {
+        let mut spec = IpPoolSpec::new(cidr.parse().unwrap());
+        change(&mut spec);
+        let object = Object::new(ObjectMeta::named(name), spec);
+        world.client.create(object).await.unwrap();
+    };
+    pool("manual", "10.1.0.0/24", |p| {
+        p.assignment_mode = Some(policy::resource::AssignmentMode::Manual);
+    })
+    .await;
+    pool("balancers", "10.2.0.0/24", |p| {
+        p.allowed_uses = Some(vec![policy::resource::AllowedUse::LoadBalancer]);
+    })
+    .await;
+    pool("team", "10.3.0.0/24", |p| {
+        p.namespace_selector = Some("team == 'x'".into())
+    })
+    .await;
+    pool("v6", "fd00::/120", |p| {
+        p.node_selector = Some("rack == 'r1'".into())
+    })
+    .await;
+    let request = AssignRequest::new("n1", "h1");
+    assert_eq!(world.ipam.families(&request).await.unwrap(), (false, false));
+    assert!(matches!(
+        world.ipam.auto_assign(&request).await,
+        Err(Error::NoPool { .. })
+    ));
+    let mut of_team = AssignRequest::new("n1", "h2");
+    of_team.namespace_labels.insert("team".into(), "x".into());
+    let mut asked_for = AssignRequest::new("n1", "h3");
+    asked_for.pools = vec!["manual".into()];
+    let mut balancer = AssignRequest::new("n1", "h4");
+    balancer.usage = policy::resource::AllowedUse::LoadBalancer;
+    for (request, network) in [
+        (of_team, "10.3.0.0/24"),
+        (asked_for, "10.1.0.0/24"),
+        (balancer, "10.2.0.0/24"),
+    ] {
+        assert_eq!(world.ipam.families(&request).await.unwrap(), (true, false));
+        let network: IpNetwork = network.parse().unwrap();
+        for handle in ["", "-again"] {
+            let mut request = request.clone();
+            request.handle.push_str(handle);
+            let address = world.ipam.auto_assign(&request).await.unwrap()[0].ip();
+            assert!(network.contains(address), "{address} is not of {network}");
+        }
+    }
+}
+
+/// Requests of one node at the same time, of every sort: they are served together, and each gets what is its.
+#[tokio::test]
+async fn requests_that_come_together_are_told_apart() {
+    let world = World::new(&[("v4", "10.0.0.0/24"), ("v6", "fd00::/120")]).await;
+    let held = world.assign("n1", "old").await.unwrap();
+    let request = |handle: &str, num4, num6| AssignRequest {
+        num4,
+        num6,
+        ..AssignRequest::new("n1", handle)
+    };
+    let mut requests: Vec<AssignRequest> = (0..150).map(|n| request(&format!("h{n}"), 1, n % 2)).collect();
+    requests.extend([
+        request("old", 1, 1),
+        request("h0", 1, 0),
+        request("too-many", 999, 0),
+        request("", 1, 0),
+    ]);
+    let answers = futures_util::future::join_all(requests.iter().map(|r| world.ipam.auto_assign(r))).await;
+    let mut seen: BTreeMap<IpAddr, &str> = BTreeMap::new();
+    for (request, answer) in requests.iter().zip(&answers) {
+        match (request.handle.as_str(), answer) {
+            ("too-many", Err(Error::Exhausted { .. })) | ("", Err(Error::Invalid { .. })) => {}
+            (handle, Ok(addresses)) => {
+                assert_eq!(addresses.len(), request.num4 + request.num6, "{handle}");
+                for address in addresses {
+                    let before = seen.insert(address.ip(), handle);
+                    assert!(
+                        before.is_none_or(|before| before == handle),
+                        "{address}: {before:?} and {handle}"
+                    );
+                }
+            }
+            (handle, answer) => panic!("{handle}: {answer:?}"),
+        }
+    }
+    assert_eq!(answers[150].as_ref().unwrap()[0].ip().to_string(), held);
+    let report = world.ipam.check().await.unwrap();
+    assert_eq!(
+        (report.allocations, report.missing_handles.len()),
+        (seen.len(), 0),
+        "{report:?}"
+    );
+    assert_eq!((report.empty_handles.len(), report.leaked.len()), (0, seen.len()));
+    // All are given back together, twice by some, and by one whose answer nobody waits for.
+    let mut handles: Vec<String> = (0..150).map(|n| format!("h{n}")).collect();
+    handles.extend(["old", "h0", "never"].map(str::to_owned));
+    drop(world.ipam.release_handle("h7"));
+    let freed = futures_util::future::join_all(handles.iter().map(|h| world.ipam.release_handle(h))).await;
+    let freed: Vec<IpAddr> = freed.into_iter().flat_map(Result::unwrap).collect();
+    assert_eq!(freed.len(), seen.len());
+    assert_eq!(world.leftovers().await, Vec::<String>::new());
+}
+
+/// Every call that writes more than one key, cut off after each of its writes; then somebody goes on, and a round of
+/// collecting later everything agrees.
+#[tokio::test]
+async fn every_call_may_end_after_any_of_its_writes() {
+    type Call = fn(&Ipam) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+    let calls: [(&str, Call); 5] = [
+        ("assign", |ipam| {
+            Box::pin(async {
+                let mut request = AssignRequest::new("n1", "margay.new");
+                (request.num4, request.num6) = (3, 1);
+                ipam.auto_assign(&request).await.is_ok()
+            })
+        }),
+        ("assign_ip", |ipam| {
+            Box::pin(async {
+                let request = AssignIp {
+                    node: "n1".into(),
+                    handle: "margay.one".into(),
+                    address: "10.0.0.200".parse().unwrap(),
+                    attributes: BTreeMap::new(),
+                };
+                ipam.assign_ip(&request).await.is_ok()
+            })
+        }),
+        ("release", |ipam| {
+            Box::pin(async { ipam.release_handle("margay.old").await.is_ok() })
+        }),
+        ("reclaim", |ipam| {
+            Box::pin(async {
+                let released = ipam.release_handle("margay.old").await.is_ok();
+                released && ipam.reclaim("n1").await.is_ok()
+            })
+        }),
+        ("split", |ipam| {
+            Box::pin(async { ipam.split("v4", 2).await.is_ok() })
+        }),
+    ];
+    // With transactions there is little to be cut off.
+    let cases = calls
+        .into_iter()
+        .map(|call| (call, true))
+        .chain([(calls[0], false)]);
+    for ((name, call), single) in cases {
+        for survived in 0.. {
+            let world = World::new(&[("v4", "10.0.0.0/24"), ("v6", "fd00::/120")]).await;
+            if single {
+                world.memory.forbid_transactions();
+            }
+            world
+                .client
+                .create(Object::new(ObjectMeta::named("n1"), NodeSpec::default()))
+                .await
+                .unwrap();
+            world.client.set_ready(name != "split").await.unwrap();
+            let mut request = AssignRequest::new("n1", "margay.old");
+            request.num4 = 66;
+            world.ipam.auto_assign(&request).await.unwrap();
+            world.clock.fetch_add(100, Ordering::Relaxed);
+            let mut writes = 0;
+            world.memory.set_fault_hook(move |_| {
+                writes += 1;
+                if writes > survived {
+                    Fault::Unavailable
+                } else {
+                    Fault::None
+                }
+            });
+            let whole = call(&world.ipam).await;
+            world.memory.clear_fault_hook();
+            // A new process.
+            let ipam = ipam(&world.store, &world.clock, 1);
+            ipam.ensure_confirmed("n1").await.unwrap();
+            assert!(whole || call(&ipam).await, "{name} after {survived} writes");
+            let (mut collector, now) = (Collector::new(Duration::from_secs(900)), Instant::now());
+            for look in 0..2 {
+                let now = now + Duration::from_secs(900) * look;
+                ipam.collect("n1", "margay.", &mut collector, now).await.unwrap();
+            }
+            let report = ipam.check().await.unwrap();
+            assert_eq!(report.problems(), 0, "{name} after {survived} writes: {report:?}");
+            assert_eq!(report.allocations, 0);
+            let pools: Vec<String> = ipam
+                .show()
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|pool| pool.name)
+                .collect();
+            let expected = if name == "split" {
+                vec!["split-v4-0", "split-v4-1", "v6"]
+            } else {
+                vec!["v4", "v6"]
+            };
+            assert_eq!(pools, expected);
+            if whole {
+                assert!(survived > 1 || !single, "{name} is cut off nowhere");
+                break;
+            }
+        }
+    }
 }

@@ -266,12 +266,21 @@ async fn follows_a_store_through_disconnects_and_compaction() {
         .unwrap();
 }
 
-/// A store whose watches tell nothing but progress: every event is lost on the way.
+/// What watches do to events on the way; servers have done each of these.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Nothing but progress arrives.
+    Silence,
+    /// Of ten batches one is lost, one comes twice, and one late, after its successor.
+    Mixture,
+}
+
+/// A store whose watches cannot be relied on.
 #[derive(Debug)]
-struct Silent(Memory);
+struct Unreliable(Memory, Fault);
 
 #[async_trait::async_trait]
-impl Store for Silent {
+impl Store for Unreliable {
     fn capabilities(&self) -> crate::store::Capabilities {
         self.0.capabilities()
     }
@@ -287,13 +296,26 @@ impl Store for Silent {
     async fn watch(&self, prefix: &str, after: Revision) -> crate::store::Result<Watch> {
         let mut real = self.0.watch(prefix, after).await?;
         let (sender, watch) = Watch::channel();
+        let fault = self.1;
         tokio::spawn(async move {
+            let mut random = SplitMix64::from_seed(after.raw());
+            let mut late: Option<Batch> = None;
             while let Some(WatchItem::Batch(batch)) = real.next().await {
-                let batch = Batch {
+                let nothing = Batch {
                     events: Vec::new(),
-                    ..batch
+                    ..batch.clone()
                 };
-                if !sender.send(batch) {
+                let mut told = match (fault, random.below(10)) {
+                    (Fault::Silence, _) | (_, 0) => vec![nothing],
+                    (_, 1) => vec![batch.clone(), batch],
+                    (_, 2) if late.is_none() => {
+                        late = Some(batch);
+                        continue;
+                    }
+                    _ => vec![batch],
+                };
+                told.extend(late.take());
+                if !told.into_iter().all(|batch| sender.send(batch)) {
                     return;
                 }
             }
@@ -334,7 +356,11 @@ async fn what_a_watch_has_lost_is_found_by_the_audit_without_a_word_of_trouble()
         audit: Duration::from_millis(20),
         ..Backoff::default()
     };
-    let mut mirror = Mirror::spawn_with(Arc::new(Silent(memory.clone())), ["/a/"], backoff);
+    let mut mirror = Mirror::spawn_with(
+        Arc::new(Unreliable(memory.clone(), Fault::Silence)),
+        ["/a/"],
+        backoff,
+    );
     let told = async |mirror: &mut Mirror, wanted: (String, Option<u64>)| {
         let mut before = None;
         loop {
@@ -356,4 +382,49 @@ async fn what_a_watch_has_lost_is_found_by_the_audit_without_a_word_of_trouble()
     told(&mut mirror, change("/a/2", second.raw())).await;
     memory.delete("/a/1", first).await.unwrap();
     told(&mut mirror, change("/a/1", None)).await;
+}
+
+#[tokio::test]
+async fn events_that_are_lost_doubled_or_late_are_put_right_by_the_audit() {
+    let memory = Memory::new();
+    let backoff = Backoff {
+        audit: Duration::from_millis(20),
+        ..Backoff::default()
+    };
+    let store = Arc::new(Unreliable(memory.clone(), Fault::Mixture));
+    let mut mirror = Mirror::spawn_with(store, ["/a/"], backoff);
+    let mut copy = Map::new();
+    let mut random = SplitMix64::from_seed(16);
+    for round in 0..4 {
+        for _ in 0..100 {
+            let key = format!("/a/{}", random.below(12));
+            match memory.get(&key).await.unwrap() {
+                Some(entry) if random.below(3) == 0 => {
+                    memory.delete(&key, entry.mod_revision).await.unwrap();
+                }
+                Some(entry) => {
+                    let expect = Expect::ModRevision(entry.mod_revision);
+                    memory.put(&key, vec![round], expect).await.unwrap();
+                }
+                None => drop(memory.put(&key, vec![round], Expect::Absent).await.unwrap()),
+            }
+            tokio::task::yield_now().await;
+        }
+        let wanted: Map = (memory.list("/a/").await.unwrap().entries.into_iter())
+            .map(|entry| (entry.key.clone(), entry))
+            .collect();
+        let follow = async {
+            while copy != wanted {
+                for (key, entry) in mirror.next().await.changes {
+                    match entry {
+                        Some(entry) => drop(copy.insert(key, entry)),
+                        None => drop(copy.remove(&key)),
+                    }
+                }
+            }
+        };
+        let followed = tokio::time::timeout(Duration::from_secs(20), follow).await;
+        followed.expect("the copy becomes what the store is");
+        assert_eq!(mirror.snapshot().len(), wanted.len());
+    }
 }

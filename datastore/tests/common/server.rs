@@ -286,7 +286,7 @@ impl Drop for Member {
     }
 }
 
-fn shell(script: &str) {
+pub(crate) fn shell(script: &str) {
     let status = Command::new("sh")
         .args(["-ec", script])
         .stdin(Stdio::null())

@@ -255,6 +255,78 @@ pub(crate) async fn a_frozen_server_is_noticed_and_a_write_left_in_doubt() {
     assert_eq!(events.last().map(Event::revision), Some(last));
 }
 
+/// Local ports of the connections to an address of this namespace, as the kernel lists them.
+fn connections_to(address: &str) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("connections");
+    let local = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // Established ones.
+        (words.get(2) == Some(&address) && words.get(3) == Some(&"01")).then(|| words[1].to_owned())
+    };
+    let mut found: Vec<String> = table.lines().filter_map(local).collect();
+    found.sort();
+    found
+}
+
+/// Packets vanish, in both directions; nothing closes a connection, no process stands still. At the same time another
+/// connection has nothing to say and is probed as often as it may be: the server must not take that for an attack.
+pub(crate) async fn a_black_hole_is_noticed_and_the_probing_is_no_attack() {
+    let servers = Servers::start_with(
+        1,
+        "http",
+        &["--listen-client-urls=http://127.0.0.1:2379,http://127.0.0.2:2379"],
+    )
+    .await;
+    let store = open(&servers.address("timeout=1s&ping=5s&ping-timeout=1s")).await;
+    let idle = open("etcd://127.0.0.2:2379/?ping=5s&ping-timeout=5s").await;
+    let first = until("written", || write(&*store, "/hole/a", "1")).await;
+    let mut watch = store.watch("/hole/", first).await.expect("watch");
+    let mut quiet = idle.watch("/quiet/", first).await.expect("watch");
+    let before = connections_to("0200007F:094B");
+    assert!(!before.is_empty(), "the idle one is connected");
+
+    crate::server::shell(
+        "nft 'table ip hole { chain in { type filter hook input priority 0; \
+         ip saddr 127.0.0.1 tcp sport 2379 drop; ip daddr 127.0.0.1 tcp dport 2379 drop; }; }'",
+    );
+    let started = Instant::now();
+    let doubtful = store
+        .put("/hole/a", b"2".to_vec(), Expect::ModRevision(first))
+        .await;
+    assert!(matches!(doubtful, Err(Error::Ambiguous { .. })), "{doubtful:?}");
+    let end = loop {
+        match next(&mut watch).await {
+            WatchItem::Batch(batch) => assert!(batch.events.is_empty(), "{batch:?}"),
+            end => break end,
+        }
+    };
+    assert!(matches!(end, WatchItem::Disconnected { .. }), "{end:?}");
+    assert!(started.elapsed() < PATIENCE);
+    let read = store.get("/hole/a").await;
+    assert!(matches!(read, Err(Error::Unavailable { .. })), "{read:?}");
+
+    crate::server::shell("nft delete table ip hole");
+    until("written", || write(&*store, "/hole/a", "3")).await;
+    let mut watch = until("watchable", async || store.watch("/hole/", first).await.ok()).await;
+    let (events, end) = events_until(&mut watch, "3").await;
+    assert_eq!(end, None);
+    assert!(
+        ["2,3", "3"].contains(&values(&events).join(",").as_str()),
+        "{events:?}"
+    );
+
+    // Three probes at least by now, and the same connection. It still tells what happens.
+    assert!(
+        started.elapsed() > Duration::from_secs(15),
+        "{:?} is no time for probes",
+        started.elapsed()
+    );
+    assert_eq!(connections_to("0200007F:094B"), before);
+    until("written", || write(&*store, "/quiet/a", "1")).await;
+    let (events, end) = events_until(&mut quiet, "1").await;
+    assert_eq!((values(&events).join(","), end), ("1".to_owned(), None));
+}
+
 pub(crate) async fn a_restored_backup_is_another_history() {
     let mut servers = Servers::start(1).await;
     let store = open(&servers.address("")).await;

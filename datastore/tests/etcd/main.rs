@@ -42,6 +42,12 @@ const CASES: &[Case] = &[
     case("a_frozen_server_is_noticed_and_a_write_left_in_doubt", || {
         on_runtime(faults::a_frozen_server_is_noticed_and_a_write_left_in_doubt())
     }),
+    Case {
+        needs: &[ETCD, ("nft", "nftables")],
+        ..case("a_black_hole_is_noticed_and_the_probing_is_no_attack", || {
+            on_runtime(faults::a_black_hole_is_noticed_and_the_probing_is_no_attack())
+        })
+    },
     case("a_restored_backup_is_another_history", || {
         on_runtime(faults::a_restored_backup_is_another_history())
     }),

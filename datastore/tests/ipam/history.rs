@@ -112,8 +112,13 @@ impl History {
                 .or_default()
                 .push(Holding { handle, from, until });
         };
+        let mut dead: BTreeSet<&str> = BTreeSet::new();
         for (at, process, event) in events {
             let process = process.as_str();
+            // What it was told between the decision and its end, it did not use.
+            if dead.contains(process) {
+                continue;
+            }
             match event {
                 Event::Took(handle, address) => match current.get(&(process, handle)) {
                     Some((before, _)) if before != address => {
@@ -130,6 +135,7 @@ impl History {
                 Event::Left(_) => {}
                 Event::Lost(handle) => wrong.push(format!("what {handle} held was gone")),
                 Event::Died => {
+                    dead.insert(process);
                     let mine: Vec<_> = current.keys().filter(|(by, _)| *by == process).copied().collect();
                     for key in mine {
                         if let Some(holding) = current.remove(&key) {
@@ -211,6 +217,8 @@ pub(crate) fn the_checker_tells_truth_from_falsehood() {
         wrong(&[(1, "p", took("a")), (2, "p", Event::Lost("a".into()))]),
         (1, 1)
     );
+    let late = [(1, "p", Event::Died), (2, "p", took("a")), (3, "q", took("b"))];
+    assert_eq!(wrong(&late), (1, 0));
     // One holding spans two others.
     let spans = [
         (1, "p", took("a")),

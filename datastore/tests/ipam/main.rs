@@ -50,13 +50,14 @@ const CASES: &[Case] = &[
     short("etcd_under_a_nemesis", &[ETCD, NFT], || {
         on_runtime(nemesis::addresses_are_neither_doubled_nor_lost(Plan {
             operations: 100,
+            pool: "10.9.0.0/26",
             workers: 2,
             fault: Duration::from_millis(700),
             calm: Duration::from_millis(250),
         }))
     }),
     short("sqlite_whose_writers_are_killed", &[], || {
-        writers::are_killed(60, 4);
+        writers::are_killed(60, 4, "10.9.0.0/25", 29);
     }),
     short("a_pool_is_used_to_its_last_address", &[], || {
         on_runtime(bars::filled_and_drained_on_sqlite("10.0.0.0/25", 28, 4, 2))
@@ -64,13 +65,14 @@ const CASES: &[Case] = &[
     long("etcd_100000_operations_under_a_nemesis", &[ETCD, NFT], || {
         on_runtime(nemesis::addresses_are_neither_doubled_nor_lost(Plan {
             operations: 100_000,
+            pool: "10.9.0.0/24",
             workers: 8,
             fault: Duration::from_millis(1_500),
             calm: Duration::from_millis(2_500),
         }))
     }),
     long("sqlite_100000_operations_with_writers_killed", &[], || {
-        writers::are_killed(100_000, 8);
+        writers::are_killed(100_000, 8, "10.9.0.0/20", 27);
     }),
     long("etcd_16_nodes_64_at_once", &[ETCD], || {
         on_runtime(bars::many_at_once(16, 64, 40))

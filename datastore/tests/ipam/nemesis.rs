@@ -6,16 +6,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use datastore::ipam::Collector;
 use datastore::{Client, Store};
 use tokio::task::JoinSet;
 
 use crate::history::{Event, History, now};
-use crate::node::{Node, PREFIX, furnish, settle};
+use crate::node::{Node, PATIENCE, PREFIX, furnish, settle};
 use crate::server::{Servers, until, write};
 
 /// How much is done, and how it is disturbed.
 pub(crate) struct Plan {
     pub(crate) operations: usize,
+    /// The pool, of blocks of eight addresses.
+    pub(crate) pool: &'static str,
     /// Workloads that each process attaches and detaches at the same time.
     pub(crate) workers: usize,
     /// How long a fault lasts, and how long the time between two.
@@ -25,6 +28,9 @@ pub(crate) struct Plan {
 
 /// Node names and how many processes each has: two of one node meet at its blocks.
 const PROCESSES: [(&str, usize); 3] = [("node-0", 2), ("node-1", 1), ("node-2", 1)];
+
+/// How long an address has to be seen without an endpoint before it is collected: no attach may take that long.
+const GRACE: Duration = PATIENCE;
 
 /// Handles in use per worker.
 const HELD: usize = 3;
@@ -78,6 +84,16 @@ impl Run {
                 work(&node, &format!("{PREFIX}{name}.{index}"), share, &stop, &tell).await;
             });
         }
+        let (collects, stop) = (node.clone(), self.stop.clone());
+        workers.spawn(async move {
+            let mut collector = Collector::new(GRACE);
+            while !stop.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let (name, now) = (&collects.name, Instant::now());
+                // Whoever cannot look now looks later.
+                let _ = collects.ipam.collect(name, PREFIX, &mut collector, now).await;
+            }
+        });
         Life {
             name,
             node,
@@ -140,8 +156,8 @@ pub(crate) async fn addresses_are_neither_doubled_nor_lost(plan: Plan) {
     let servers = Servers::start_apart(3).await;
     let store = open(&servers, "30s").await;
     let nodes: Vec<String> = PROCESSES.iter().map(|(name, _)| (*name).to_owned()).collect();
-    // Small: sixteen blocks of eight addresses for three nodes. They run out of blocks and borrow.
-    furnish(&Client::new(store.clone()), "10.9.0.0/25", 29, &nodes).await;
+    // Few blocks for what is used: nodes run out of them and borrow.
+    furnish(&Client::new(store.clone()), plan.pool, 29, &nodes).await;
     let mut run = Run {
         servers,
         history: Shared::default(),

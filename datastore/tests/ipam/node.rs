@@ -16,7 +16,7 @@ use policy::resource::{IpPoolSpec, Kind, NodeSpec, Object, ObjectMeta, WorkloadE
 use crate::history::Event;
 
 /// How long one thing may be tried.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Handles begin like this, as the daemon's do.
 pub(crate) const PREFIX: &str = "margay.";

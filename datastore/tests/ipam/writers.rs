@@ -6,20 +6,25 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use datastore::Client;
+use datastore::ipam::{Collector, Ipam};
 
 use crate::history::{Event, History, Moment, now};
 use crate::isolated::on_runtime;
-use crate::node::{Node, PREFIX, furnish, settle};
+use crate::node::{Node, PATIENCE, PREFIX, furnish, settle};
 
 const WRITER: &str = "MARGAY_TEST_WRITER";
 
 /// Handles in use per process.
 const HELD: usize = 12;
+
+/// How long an address has to be seen without an endpoint before it is collected: no attach takes that long on a file.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// Workloads at the same time.
 const WORKERS: usize = 3;
@@ -75,6 +80,8 @@ struct Writer {
     name: String,
     node: String,
     inherited: Vec<String>,
+    /// Lines that it told.
+    told: Arc<AtomicUsize>,
     reader: JoinHandle<()>,
 }
 
@@ -88,13 +95,15 @@ fn start(address: &str, node: &str, name: String, held: &[String], history: &Arc
         .spawn()
         .expect("writer");
     let stdout = child.stdout.take().expect("stdout");
-    let (history, process) = (history.clone(), name.clone());
+    let told = Arc::new(AtomicUsize::new(0));
+    let (history, process, count) = (history.clone(), name.clone(), told.clone());
     let reader = std::thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
             let (at, event) = line.split_once(' ').expect("a moment and an event");
             let at: Moment = at.parse().expect("a moment");
             let event = Event::parse(event).expect("an event");
             history.lock().expect("history").add(at, &process, event);
+            count.fetch_add(1, Ordering::Relaxed);
         }
     });
     Writer {
@@ -102,6 +111,7 @@ fn start(address: &str, node: &str, name: String, held: &[String], history: &Arc
         name,
         node: node.to_owned(),
         inherited: held.to_vec(),
+        told,
         reader,
     }
 }
@@ -124,14 +134,14 @@ fn end(mut writer: Writer, history: &Arc<Mutex<History>>) -> Vec<String> {
     handles
 }
 
-pub(crate) fn are_killed(operations: usize, processes: usize) {
+pub(crate) fn are_killed(operations: usize, processes: usize, pool: &str, block_size: u8) {
     let dir = tempfile::tempdir_in("/var/tmp").expect("directory");
     let address = format!("sqlite://{}", dir.path().join("margay.db").display());
     // Two processes a node.
     let nodes: Vec<String> = (0..processes.div_ceil(2)).map(|n| format!("node-{n}")).collect();
     on_runtime(async {
         let store = datastore::open(&address).await.expect("open");
-        furnish(&Client::new(store), "10.9.0.0/25", 29, &nodes).await;
+        furnish(&Client::new(store), pool, block_size, &nodes).await;
     });
     let history = Arc::new(Mutex::new(History::default()));
     let started = Instant::now();
@@ -139,12 +149,30 @@ pub(crate) fn are_killed(operations: usize, processes: usize) {
         .map(|n| start(&address, &nodes[n / 2], format!("p{n}-0"), &[], &history))
         .collect();
     let mut kills = 0;
+    // The daemons that live on.
+    let mut collectors: Vec<(String, Collector)> = (nodes.iter())
+        .map(|node| (node.clone(), Collector::new(GRACE)))
+        .collect();
+    let mut looked = Instant::now();
     while kills < 2 * processes || history.lock().expect("history").operations() < operations {
-        // Long enough for it to have begun, and never the same.
-        std::thread::sleep(Duration::from_millis(60 + 37 * (kills as u64 % 7)));
+        // In the middle of whatever it does after a few lines, more or less.
         let index = kills % processes;
+        let waited = Instant::now();
+        while writers[index].told.load(Ordering::Relaxed) < 5 + 7 * (kills % 11) {
+            assert!(waited.elapsed() < PATIENCE, "a process does nothing");
+            std::thread::sleep(Duration::from_micros(300));
+        }
         kills += 1;
-        let writer = writers.swap_remove(index);
+        if looked.elapsed() > Duration::from_secs(1) {
+            on_runtime(async {
+                let ipam = Ipam::new(datastore::open(&address).await.expect("open"));
+                for (node, collector) in &mut collectors {
+                    let _ = ipam.collect(node, PREFIX, collector, Instant::now()).await;
+                }
+            });
+            looked = Instant::now();
+        }
+        let writer = writers.remove(index);
         let node = writer.node.clone();
         let held = end(writer, &history);
         let (back, gone): (Vec<_>, Vec<_>) = held.into_iter().enumerate().partition(|(n, _)| n % 2 == 0);

@@ -174,6 +174,12 @@ Examples:
   margay ipam check
   margay ipam check -o json > report.json";
 
+pub(super) const IPAM_SPLIT: &str = "\
+Examples:
+  margay datastore migrate lock
+  margay ipam split 2 --cidr=10.66.0.0/16
+  margay datastore migrate unlock";
+
 pub(super) const IPAM_RELEASE: &str = "\
 Examples:
   margay ipam release --ip 10.66.0.10

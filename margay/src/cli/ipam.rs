@@ -24,6 +24,9 @@ pub(super) enum IpamVerb {
     Release(ReleaseArgs),
     /// Change how addresses are handed out
     Configure(ConfigureArgs),
+    /// Split a pool into smaller ones; blocks and addresses stay
+    #[command(after_help = examples::IPAM_SPLIT)]
+    Split(SplitArgs),
 }
 
 #[derive(Debug, Args)]
@@ -46,8 +49,45 @@ pub(super) struct ShowArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    #[command(flatten)]
-    output: OutputArgs,
+    /// Name every address in use as well
+    #[arg(long)]
+    show_all_ips: bool,
+    /// Name the addresses that are leaked or not allocated; that is always done
+    #[arg(long)]
+    show_problem_ips: bool,
+    /// Form of the answer: table, wide, json or yaml; anything else is a file that the report is written to as well
+    #[arg(short, long, value_name = "FORM|FILE", default_value = "table")]
+    output: Answer,
+}
+
+/// Where the answer of `ipam check` goes; `calicoctl` knows only files.
+#[derive(Clone, Debug)]
+enum Answer {
+    Form(Format),
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Answer {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = <Format as clap::ValueEnum>::from_str(text, false);
+        Ok(form.map_or_else(|_| Self::File(text.into()), Self::Form))
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("pool").required(true).args(["cidr", "name"]))]
+pub(super) struct SplitArgs {
+    /// How many: 2, 4, 8, …
+    #[arg(value_name = "NUMBER")]
+    parts: u32,
+    /// The pool of this range
+    #[arg(long, value_name = "CIDR")]
+    cidr: Option<ipnetwork::IpNetwork>,
+    /// The pool of this name
+    #[arg(long, value_name = "POOL")]
+    name: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -59,16 +99,17 @@ pub(super) struct ReleaseArgs {
     /// Everything that this handle holds
     #[arg(long, value_name = "HANDLE")]
     handle: Option<String>,
-    /// What `margay ipam check -o json` reported as leaked, where that is still so
+    /// What `margay ipam check -o json` reported as leaked, where that is still so; given several times: what all of the
+    /// reports have
     #[arg(long, value_name = "FILE")]
-    from_report: Option<PathBuf>,
+    from_report: Vec<PathBuf>,
     /// Also an address that a workload has
-    #[arg(long, requires = "ip")]
+    #[arg(long)]
     force: bool,
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["strictaffinity", "max_blocks_per_host", "ip_cooldown_seconds"]))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["strictaffinity", "max_blocks_per_host", "ip_cooldown_seconds", "sticky_seconds"]))]
 pub(super) struct ConfigureArgs {
     /// Whether a node never takes an address from another node's block
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
@@ -79,15 +120,19 @@ pub(super) struct ConfigureArgs {
     /// How long a freed address rests before it is used again
     #[arg(long, value_name = "SECONDS")]
     ip_cooldown_seconds: Option<u32>,
+    /// How long a freed address is kept for the workload that had it; 0: not at all
+    #[arg(long, value_name = "SECONDS")]
+    sticky_seconds: Option<u32>,
 }
 
 pub(super) async fn run(global: &Global, verb: IpamVerb) -> anyhow::Result<ExitCode> {
     let ipam = Ipam::new(global.store().await?);
     match verb {
         IpamVerb::Show(args) => show(&ipam, &args).await,
-        IpamVerb::Check(args) => check(&ipam, args.output.form).await,
+        IpamVerb::Check(args) => check(&ipam, &args).await,
         IpamVerb::Release(args) => release(&ipam, &args).await,
         IpamVerb::Configure(args) => configure(&ipam, &args).await,
+        IpamVerb::Split(args) => split(&ipam, &args).await,
     }
 }
 
@@ -173,6 +218,7 @@ fn configuration(config: &ipam::Config, form: Format) -> anyhow::Result<ExitCode
         "IPCooldownSeconds".to_owned(),
         config.cooldown.as_secs().to_string(),
     ]);
+    table.row(["StickySeconds".to_owned(), config.sticky.as_secs().to_string()]);
     emit(&table.render());
     Ok(ExitCode::SUCCESS)
 }
@@ -191,6 +237,7 @@ async fn borrowed(ipam: &Ipam, form: Format) -> anyhow::Result<ExitCode> {
         "borrowing-node",
         "block",
         "block owner",
+        "type",
         "allocated-to",
     ]);
     for address in borrowed {
@@ -199,6 +246,7 @@ async fn borrowed(ipam: &Ipam, form: Format) -> anyhow::Result<ExitCode> {
             address.node.unwrap_or_default(),
             address.block.to_string(),
             address.owner.unwrap_or_default(),
+            address.kind,
             address.handle.unwrap_or_default(),
         ]);
     }
@@ -206,8 +254,16 @@ async fn borrowed(ipam: &Ipam, form: Format) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn check(ipam: &Ipam, form: Format) -> anyhow::Result<ExitCode> {
+async fn check(ipam: &Ipam, args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let report = ipam.check().await?;
+    let form = match &args.output {
+        Answer::Form(form) => *form,
+        Answer::File(path) => {
+            let text = serde_json::to_string_pretty(&report)?;
+            std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+            Format::Table
+        }
+    };
     let status = if report.problems() == 0 {
         ExitCode::SUCCESS
     } else {
@@ -220,6 +276,16 @@ async fn check(ipam: &Ipam, form: Format) -> anyhow::Result<ExitCode> {
         "{} blocks, {} addresses allocated, {} in use by workloads",
         report.blocks, report.allocations, report.in_use
     ));
+    if args.show_all_ips {
+        for (address, holder) in ipam.allocations().await? {
+            let node = holder
+                .secondary
+                .get(ipam::ATTRIBUTE_NODE)
+                .map_or("no node", String::as_str);
+            let handle = holder.handle.as_deref().unwrap_or("somebody without a handle");
+            emit_line(&format!("in use: {address} by {handle} on {node}"));
+        }
+    }
     for leak in &report.leaked {
         let node = leak.node.as_deref().unwrap_or("no node");
         emit_line(&format!(
@@ -268,10 +334,18 @@ async fn release(ipam: &Ipam, args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
         ipam.settle_handle(handle).await?;
         return Ok(told(&freed, &format!("{handle} holds nothing")));
     }
-    if let Some(path) = &args.from_report {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let report: Report = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no report of ipam check", path.display()))?;
+    if let Some((first, others)) = args.from_report.split_first() {
+        let mut report = read_report(first)?;
+        for path in others {
+            let other = read_report(path)?;
+            report.leaked.retain(|leak| other.leaked.contains(leak));
+            report
+                .empty_handles
+                .retain(|handle| other.empty_handles.contains(handle));
+            report
+                .missing_handles
+                .retain(|handle| other.missing_handles.contains(handle));
+        }
         let mut freed = Vec::new();
         for leak in &report.leaked {
             if ipam.release_leak(leak).await? {
@@ -310,10 +384,33 @@ async fn release(ipam: &Ipam, args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
     Ok(told(&freed, "none of these addresses was in use"))
 }
 
+fn read_report(path: &std::path::Path) -> anyhow::Result<Report> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no report of ipam check", path.display()))
+}
+
+async fn split(ipam: &Ipam, args: &SplitArgs) -> anyhow::Result<ExitCode> {
+    let pool = args
+        .cidr
+        .map(|cidr| cidr.to_string())
+        .or_else(|| args.name.clone())
+        .unwrap_or_default();
+    let parts = ipam.split(&pool, args.parts).await?;
+    emit_line(&format!("IP Pool {pool} was split into {}.", parts.len()));
+    for part in &parts {
+        emit_line(&format!(
+            "Created {} with CIDR {}.",
+            part.metadata.name, part.spec.cidr
+        ));
+    }
+    emit_line("`margay datastore migrate unlock` lets daemons go on.");
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Says what was released, or that nothing was.
 fn told(freed: &[IpAddr], nothing: &str) -> ExitCode {
     for address in freed {
-        emit_line(&format!("{address} released"));
+        emit_line(&format!("Successfully released IP address {address}"));
     }
     if freed.is_empty() && !nothing.is_empty() {
         emit_line(nothing);
@@ -326,6 +423,7 @@ async fn configure(ipam: &Ipam, args: &ConfigureArgs) -> anyhow::Result<ExitCode
         strict_affinity: args.strictaffinity,
         max_blocks_per_host: args.max_blocks_per_host,
         cooldown: args.ip_cooldown_seconds,
+        sticky: args.sticky_seconds,
     };
     configuration(&ipam.configure(change).await?, Format::Table)
 }

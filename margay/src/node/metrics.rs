@@ -4,7 +4,10 @@
 //! Names are the field's where the field has one (`felix_…` as Calico's dashboards know them), base units,
 //! `_total` on counters. Labels are bounded by the configuration: peers and families, never prefixes.
 
+use std::collections::BTreeMap;
+
 use bgpd::view::{Neighbor, Summary};
+use datastore::ipam::Figures;
 use felix::status::Status;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -14,8 +17,25 @@ use prometheus_client::registry::{Registry, Unit};
 
 type Labels = Vec<(&'static str, String)>;
 
+/// Numbers of the node's addresses.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Addresses {
+    /// By name of the pool.
+    pub(super) pools: BTreeMap<String, Figures>,
+    /// By name of the pool: addresses from other nodes' blocks.
+    pub(super) borrowed: BTreeMap<String, usize>,
+    /// Leaks that are waited for.
+    pub(super) candidates: u64,
+    /// Leaks that were released.
+    pub(super) reclaimed: u64,
+}
+
 /// What a scrape is made of.
 pub(super) struct Scrape<'a> {
+    /// This node.
+    pub(super) node: &'a str,
+    /// Its addresses.
+    pub(super) addresses: &'a Addresses,
     /// The agent's snapshot.
     pub(super) agent: &'a Status,
     /// The speaker's snapshot and its peers; none where BGP is off.
@@ -55,6 +75,7 @@ pub(super) fn render(scrape: &Scrape<'_>) -> String {
         scrape.datastore_revision,
     );
     agent(&mut registry, scrape.agent);
+    ipam(&mut registry, scrape.node, scrape.addresses);
     if let Some((summary, neighbors)) = scrape.bgp {
         crate::bgp::metrics::register(&mut registry, summary, neighbors);
     }
@@ -186,5 +207,61 @@ fn agent(registry: &mut Registry, status: &Status) {
         "felix_connections_cut",
         "Connections cut by a stricter policy",
         counters.connections_cut,
+    );
+}
+
+/// Of a pool all nodes say the same, of what a node has only that node: a sum over nodes counts nothing twice.
+fn ipam(registry: &mut Registry, node: &str, addresses: &Addresses) {
+    let names = [
+        ("ipam_allocations_in_use", "Addresses that the node uses"),
+        (
+            "ipam_allocations_borrowed",
+            "Of those the ones from other nodes' blocks",
+        ),
+        (
+            "ipam_allocations_kept",
+            "Free addresses kept for the workloads that had them",
+        ),
+        ("ipam_blocks", "Blocks of the node"),
+        ("ipam_ippool_size", "Addresses of the pool"),
+        (
+            "ipam_ippool_reserved",
+            "Addresses of the pool that an IPReservation keeps",
+        ),
+    ];
+    let families = names.map(|_| Family::<Labels, Gauge>::default());
+    for (pool, figures) in &addresses.pools {
+        let borrowed = addresses.borrowed.get(pool).copied().unwrap_or_default();
+        let clamp = |value: u128| i64::try_from(value).unwrap_or(i64::MAX);
+        let values = [
+            clamp((figures.in_use + borrowed) as u128),
+            clamp(borrowed as u128),
+            clamp(figures.kept as u128),
+            clamp(figures.blocks as u128),
+            clamp(figures.size),
+            clamp(figures.reserved),
+        ];
+        for ((family, (name, _)), value) in families.iter().zip(names).zip(values) {
+            let mut labels = vec![("ippool", pool.clone())];
+            if !name.starts_with("ipam_ippool") {
+                labels.push(("node", node.to_owned()));
+            }
+            family.get_or_create(&labels).set(value);
+        }
+    }
+    for (family, (name, help)) in families.into_iter().zip(names) {
+        registry.register(name, help, family);
+    }
+    gauge(
+        registry,
+        "ipam_allocations_gc_candidates",
+        "Addresses without a workload that are watched before they are released",
+        addresses.candidates,
+    );
+    counter(
+        registry,
+        "ipam_allocations_gc_reclamations",
+        "Addresses without a workload that were released",
+        addresses.reclaimed,
     );
 }

@@ -58,6 +58,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 const GARBAGE_INTERVAL: Duration = Duration::from_secs(300);
 /// How long an address has to be seen without a workload before it is released.
 const GARBAGE_GRACE: Duration = Duration::from_secs(900);
+/// How long a scrape waits for the store.
+const FIGURES_TIME: Duration = Duration::from_secs(1);
 /// How long the store may take to be read before a saved copy of it is used.
 const COPY_AFTER: Duration = Duration::from_secs(3);
 /// The copy's name in the folder that is this node's own.
@@ -114,6 +116,8 @@ pub(crate) struct Daemon {
     flows: flows::Ring,
     /// Written by `follow`, read by the tasks that report.
     reporter: report::Reporter,
+    /// What the last rounds of collecting and the last scrape found.
+    addresses: Mutex<metrics::Addresses>,
 
     /// Held during an attach or detach.
     attaching: tokio::sync::Mutex<()>,
@@ -179,6 +183,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         copy_in_use: Mutex::default(),
         flows: flows::Ring::default(),
         reporter: report::Reporter::default(),
+        addresses: Mutex::default(),
         attaching: tokio::sync::Mutex::new(()),
         options,
     });
@@ -325,6 +330,7 @@ impl Daemon {
             let (node, prefix) = (&self.options.name, format!("{}.", workloads::ORCHESTRATOR));
             match self.ipam.collect(node, &prefix, &mut collector, now).await {
                 Ok(collected) => {
+                    self.note_collected(&collected);
                     for leak in &collected.released {
                         tracing::warn!(address = %leak.address, handle = leak.handle, "address of no workload released");
                     }
@@ -721,6 +727,24 @@ impl Daemon {
         }
     }
 
+    /// Numbers of the node's addresses; the last known ones while the store does not answer.
+    async fn address_figures(&self) -> metrics::Addresses {
+        let asked = self.ipam.figures(&self.options.name);
+        let found = tokio::time::timeout(FIGURES_TIME, asked).await;
+        let mut known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(Ok(pools)) = found {
+            known.pools = pools;
+        }
+        known.clone()
+    }
+
+    fn note_collected(&self, collected: &datastore::ipam::Collected) {
+        let mut known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        known.borrowed = collected.borrowed.clone();
+        known.candidates = collected.candidates as u64;
+        known.reclaimed += collected.released.len() as u64;
+    }
+
     /// The answer to `GET /metrics`.
     pub(crate) async fn metrics(&self) -> String {
         let agent = self.agent.status();
@@ -733,7 +757,10 @@ impl Daemon {
             None => (None, Ok(Vec::new())),
         };
         let neighbors = neighbors.unwrap_or_default();
+        let addresses = self.address_figures().await;
         metrics::render(&metrics::Scrape {
+            node: &self.options.name,
+            addresses: &addresses,
             agent: &agent,
             bgp: summary.as_ref().map(|summary| (summary, neighbors.as_slice())),
             datastore_in_sync: in_sync,

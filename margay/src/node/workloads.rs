@@ -9,6 +9,7 @@
 //! that no object claims passes nothing. Every step can be repeated: an attach that was cut short is completed by the
 //! next one for the same workload, with the same address. An attach that fails takes back what it did, last first.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,8 @@ use crate::api::{AttachRequest, Workload};
 
 /// What the `orchestrator` part of our endpoints' names is.
 pub(super) const ORCHESTRATOR: &str = "margay";
+/// What begins the labels that a namespace's profile lends to endpoints.
+const NAMESPACE_PREFIX: &str = "pcns.";
 /// How long policy and route may take to be in the kernel.
 const READY: Duration = Duration::from_secs(15);
 
@@ -352,7 +355,7 @@ impl Daemon {
                 egress: Some(vec![allow]),
                 labels_to_apply: Some(
                     [(
-                        "pcns.projectcalico.org/name".to_owned(),
+                        format!("{NAMESPACE_PREFIX}projectcalico.org/name"),
                         request.namespace.clone(),
                     )]
                     .into(),
@@ -398,10 +401,6 @@ impl Daemon {
                 .collect());
         }
         let pools = self.client.list_as::<IpPoolSpec>(None).await?.items;
-        let asked = |name: &str, cidr: IpNetwork| {
-            let cidr = cidr.to_string();
-            request.pools.is_empty() || request.pools.iter().any(|word| *word == name || *word == cidr)
-        };
         for word in &request.pools {
             let known = |pool: &&Object<IpPoolSpec>| {
                 pool.metadata.name == *word || pool.spec.cidr.to_string() == *word
@@ -414,18 +413,27 @@ impl Daemon {
                 )));
             }
         }
-        let count = |v6: bool| {
-            let usable = pools.iter().filter(|pool| {
-                pool.spec.disabled != Some(true) && asked(&pool.metadata.name, pool.spec.cidr)
-            });
-            usize::from(usable.filter(|pool| pool.spec.cidr.is_ipv6() == v6).count() > 0)
-        };
-        let (num4, num6) = (count(false), count(true));
+        let mut assign = AssignRequest::new(node, &names.handle);
+        assign.pools = request.pools.clone();
+        // Without the node: it may come back on another one.
+        assign.identity = Some(format!(
+            "{}/{}/{}",
+            request.namespace, request.name, request.interface
+        ));
+        assign.namespace_labels = self.namespace_labels(&request.namespace).await?;
+        let (v4, v6) = self.ipam.families(&assign).await?;
+        let (num4, num6) = (usize::from(v4), usize::from(v6));
         if num4 + num6 == 0 && !request.pools.is_empty() {
             return Err(WorkloadError::Conflict(format!(
-                "all of the pools {} are disabled",
+                "none of the pools {} may be used: they are disabled, or not for this node, namespace or use",
                 request.pools.join(", ")
             )));
+        }
+        if num4 + num6 == 0 && !pools.is_empty() {
+            // Says of each pool why not.
+            return Err(self.ipam.auto_assign(&assign).await.map_or_else(Into::into, |_| {
+                WorkloadError::Unavailable("the pools have just changed; try again".into())
+            }));
         }
         if num4 + num6 == 0 {
             return Err(WorkloadError::Conflict(
@@ -433,12 +441,25 @@ impl Daemon {
                     .into(),
             ));
         }
-        let mut assign = AssignRequest::new(node, &names.handle);
-        assign.num4 = num4;
-        assign.num6 = num6;
-        assign.pools = request.pools.clone();
+        (assign.num4, assign.num6) = (num4, num6);
         assign.attributes.extend(attributes);
         Ok(self.ipam.auto_assign(&assign).await?)
+    }
+
+    /// The labels of a namespace: those that its profile lends to the endpoints.
+    async fn namespace_labels(&self, namespace: &str) -> Result<BTreeMap<String, String>, WorkloadError> {
+        let profile = self
+            .client
+            .get_as::<ProfileSpec>(None, &format!("kns.{namespace}"))
+            .await?;
+        let lent = profile
+            .and_then(|profile| profile.spec.labels_to_apply)
+            .unwrap_or_default();
+        let own =
+            |(name, value): (String, String)| Some((name.strip_prefix(NAMESPACE_PREFIX)?.to_owned(), value));
+        let mut labels: BTreeMap<String, String> = lent.into_iter().filter_map(own).collect();
+        labels.insert("projectcalico.org/name".to_owned(), namespace.to_owned());
+        Ok(labels)
     }
 
     /// Refuses to change anything in a store that is being moved.
