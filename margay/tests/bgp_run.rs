@@ -20,8 +20,12 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(30);
 const INSIDE: &str = "MARGAY_BGP_RUN_CASE";
 
-const CASES: [(&str, fn()); 3] = [
+const CASES: [(&str, fn()); 4] = [
     ("routes_reach_the_kernel_and_survive_reload_and_restart", life),
+    (
+        "a_link_without_addresses_carries_both_families_into_the_kernel",
+        without_addresses,
+    ),
     ("a_file_with_a_mistake_starts_nothing", mistake),
     ("what_is_dumped_and_measured_others_can_read", told_to_others),
 ];
@@ -208,6 +212,117 @@ next-hop-v6 = "fd09::2"
 prefix = "198.51.100.0/24"
 communities = ["65000:7"]
 "#;
+
+/// Both ends know the name of an interface and nothing else.
+fn without_addresses() {
+    let folder = tempfile::tempdir().unwrap();
+    run("ip link set lo up");
+    run("ip addr add 192.0.2.1/32 dev lo");
+    run("ip link add here type veth peer name there");
+    run("ip link set here up");
+    let mut other = Command::new("unshare")
+        .args(["-n", "sleep", "infinity"])
+        .spawn()
+        .unwrap();
+    let pid = other.id();
+    let inside = |words: &str| {
+        let status = Command::new("nsenter")
+            .args(["-t", &pid.to_string(), "-n"])
+            .args(words.split(' '))
+            .stderr(Stdio::null())
+            .status();
+        status.unwrap().success()
+    };
+    until("the other end is a namespace of its own", || {
+        !inside("ip link show here")
+    });
+    run(&format!("ip link set there netns {pid}"));
+    for words in [
+        "ip link set lo up",
+        "ip addr add 198.51.100.1/32 dev lo",
+        "ip link set there up",
+    ] {
+        assert!(inside(words), "{words}");
+    }
+    let file = |id: &str, asn: u32, listen: &str, interface: &str, own: [&str; 2]| {
+        format!(
+            r#"
+router-id = "{id}"
+asn = {asn}
+listen = ["[::]:179", "{listen}"]
+[kernel]
+install = true
+[[neighbor]]
+interface = "{interface}"
+asn = "external"
+import = "accept"
+export = "accept"
+connect-retry = 1
+bfd = {{ min-rx = 200, min-tx = 200, multiplier = 10 }}
+[[originate]]
+prefix = "{}"
+[[originate]]
+prefix = "{}"
+"#,
+            own[0], own[1]
+        )
+    };
+    let mut a = Speaker::new(folder.path(), "a", None);
+    let mut b = Speaker::new(folder.path(), "b", Some(pid));
+    let own = ["192.0.2.1/32", "2001:db8:1::/48"];
+    std::fs::write(&a.file, file("192.0.2.1", 65001, "192.0.2.1:1790", "here", own)).unwrap();
+    let own = ["198.51.100.0/24", "2001:db8:9::/48"];
+    std::fs::write(
+        &b.file,
+        file("198.51.100.1", 65002, "198.51.100.1:1790", "there", own),
+    )
+    .unwrap();
+    a.start();
+    b.start();
+    until("they have found each other", || a.neighbor().is_some());
+    let neighbor = a.neighbor().unwrap();
+    assert_eq!(
+        (&neighbor["name"], &neighbor["asn"]),
+        (&"here".into(), &65002.into())
+    );
+    let address = neighbor["address"].as_str().unwrap().to_owned();
+    let routes = || run("ip route show proto 109");
+    let routes6 = || run("ip -6 route show proto 109");
+    until("the routes are in the kernel", || {
+        routes().contains(&format!("198.51.100.0/24 via inet6 {address} dev here"))
+            && routes6().contains(&format!("2001:db8:9::/48 via {address} dev here"))
+    });
+    // IPv4 packets go there and back, over a wire on which there is no IPv4.
+    let there: std::net::SocketAddr = "198.51.100.1:1790".parse().unwrap();
+    until("a connection", || {
+        std::net::TcpStream::connect_timeout(&there, Duration::from_secs(1)).is_ok()
+    });
+    until("the path is watched", || {
+        a.neighbor().is_some_and(|n| n["bfd"]["state"] == "up")
+    });
+    let table = a.tell(&["neighbors"]);
+    assert!(
+        table.contains(&format!("{address}%here (here), AS 65002")),
+        "{table}"
+    );
+    assert!(
+        table.contains("Up, the peer says Up; sends every 200 ms, detects in 2000 ms"),
+        "{table}"
+    );
+
+    b.signal(nix::sys::signal::Signal::SIGSTOP);
+    until("nothing is sent to who is not there", || {
+        routes().is_empty() && !routes6().contains("2001:db8:9::/48")
+    });
+    b.signal(nix::sys::signal::Signal::SIGCONT);
+    until("and it is used again when it is back", || {
+        routes().contains("198.51.100.0/24")
+    });
+    b.stop();
+    a.stop();
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
 
 fn life() {
     let folder = tempfile::tempdir().unwrap();

@@ -619,12 +619,6 @@ impl Owner {
 
     async fn shutdown(&mut self, graceful: bool) {
         self.listeners.clear();
-        if let Some(bfd) = self.bfd.take() {
-            // Before the sessions end: a peer that misses our packets first would take it for a failure.
-            let (done, told) = oneshot::channel();
-            let _ = bfd.send(ToBfd::Stop(done));
-            drop(tokio::time::timeout(SHUTDOWN, told).await);
-        }
         self.stations.shutdown().await;
         let notification =
             (!graceful).then(|| Notification::new(code::CEASE, cease::ADMINISTRATIVE_SHUTDOWN));
@@ -643,6 +637,13 @@ impl Owner {
             }
         };
         drop(tokio::time::timeout(SHUTDOWN, all).await);
+        if let Some(bfd) = self.bfd.take() {
+            // After the sessions: a peer that heard this first and takes it for a failure, as FRR and BIRD do, would not begin to
+            // wait for our return.
+            let (done, told) = oneshot::channel();
+            let _ = bfd.send(ToBfd::Stop(done));
+            drop(tokio::time::timeout(SHUTDOWN, told).await);
+        }
     }
 }
 

@@ -498,14 +498,18 @@ fn resolve(target: &Target, links: &Links) -> Result<Path, String> {
         Target::Device(name) => Ok(Path::Via(BTreeSet::from([(None, up(name)?)]))),
         Target::NextHops(hops) => {
             let mut paths = BTreeSet::new();
+            let mut waits = None;
             for hop in hops {
-                let index = match &hop.interface {
-                    Some(name) => up(name)?,
-                    None => 0,
-                };
-                paths.insert((Some(hop.address), index));
+                match hop.interface.as_deref().map_or(Ok(0), up) {
+                    Ok(index) => drop(paths.insert((Some(hop.address), index))),
+                    // The others carry the traffic meanwhile.
+                    Err(reason) => drop(waits.get_or_insert(reason)),
+                }
             }
-            Ok(Path::Via(paths))
+            match waits {
+                Some(reason) if paths.is_empty() => Err(reason),
+                _ => Ok(Path::Via(paths)),
+            }
         }
     }
 }

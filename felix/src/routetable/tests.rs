@@ -149,3 +149,36 @@ fn a_missing_interface_is_a_reason_and_not_an_error() {
     );
     assert_eq!(resolve(&Target::Blackhole, &links), Ok(Path::Blackhole));
 }
+
+#[test]
+fn a_link_that_is_down_takes_its_next_hop_away_and_not_the_route() {
+    let link = |name: &str, index, up| {
+        let link = Link {
+            name: name.to_owned(),
+            index,
+            up,
+            running: up,
+            operational: up,
+            mtu: 1500,
+            mac: None,
+            peer: None,
+            ethernet: true,
+        };
+        (name.to_owned(), link)
+    };
+    let of_link = |name: &str| NextHop {
+        address: "fe80::1".parse().unwrap(),
+        interface: Some(name.to_owned()),
+    };
+    let target = Target::NextHops([of_link("eth1"), of_link("eth2")].into());
+    let address: Option<IpAddr> = Some("fe80::1".parse().unwrap());
+    let both: Links = [link("eth1", 3, true), link("eth2", 4, true)].into();
+    assert_eq!(
+        resolve(&target, &both),
+        Ok(Path::Via([(address, 3), (address, 4)].into()))
+    );
+    let one: Links = [link("eth1", 3, false), link("eth2", 4, true)].into();
+    assert_eq!(resolve(&target, &one), Ok(Path::Via([(address, 4)].into())));
+    let none: Links = [link("eth2", 4, false)].into();
+    assert!(resolve(&target, &none).is_err());
+}

@@ -705,6 +705,15 @@ mod tests {
             (tor.max_prefix, tor.max_prefix_restart),
             (Some(10_000), Some(Duration::from_secs(600)))
         );
+        let watched = Bfd {
+            min_rx: Duration::from_millis(100),
+            min_tx: Duration::from_millis(100),
+            ..Bfd::default()
+        };
+        assert_eq!(tor.bfd, Some(watched));
+        let link = config.peers.iter().find(|peer| peer.name == "eth2").unwrap();
+        assert!(link.is_unlocated() && link.bfd.is_none());
+        assert_eq!(link.asn, PeerAs::External);
         let nodes = &config.ranges[0];
         assert_eq!(nodes.network, "10.0.0.0/24".parse::<IpNetwork>().unwrap());
         assert_eq!(nodes.template.asn, PeerAs::Internal);
@@ -744,6 +753,22 @@ mod tests {
                 "hold time",
             ),
             ("[[neighbor]]\nrange = \"10.0.0.1/24\"\nasn = 1\n", "10.0.0.0/24"),
+            (
+                "[[neighbor]]\naddress = \"fe80::1\"\nasn = 1\n",
+                "peer fe80::1: an address of a link, or none at all, needs the interface",
+            ),
+            (
+                "[[neighbor]]\naddress = \"fe80::1%eth0\"\ninterface = \"eth1\"\nasn = 1\n",
+                "different links",
+            ),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nbfd = { min-rx = 5 }\n",
+                "BFD intervals are 10 ms to 60 s",
+            ),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nbfd = { interval = 5 }\n",
+                "min-rx, min-tx (milliseconds)",
+            ),
             ("[[originate]]\nprefix = \"10.0.0.1/24\"\n", "10.0.0.0/24"),
             (
                 "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = \"ebgp\"\n",

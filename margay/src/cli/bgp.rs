@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use bgpd::view::{Neighbor, Route, RouteStatus, State, Summary};
+use bgpd::view::{Neighbor, PeerSummary, Route, RouteStatus, State, Summary};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
@@ -380,7 +380,7 @@ pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
             (None, _) => peer.description.clone(),
         };
         let mut row = vec![
-            peer.address.to_string(),
+            place(peer),
             peer.asn.map_or_else(|| "-".into(), |asn| asn.to_string()),
             peer.state.to_string(),
             age(peer.since_seconds),
@@ -405,7 +405,10 @@ async fn neighbors(global: &Global, args: &NeighborsArgs) -> anyhow::Result<()> 
     let mut found: Vec<Neighbor> = global.client().fetch("/v1/bgp/neighbors").await?;
     if let Some(wanted) = &args.peer {
         let known: Vec<String> = found.iter().map(|n| n.summary.name.clone()).collect();
-        found.retain(|n| n.summary.name == *wanted || n.summary.address.to_string() == *wanted);
+        found.retain(|n| {
+            let s = &n.summary;
+            s.name == *wanted || s.address.to_string() == *wanted || place(s) == *wanted
+        });
         if found.is_empty() {
             anyhow::bail!(
                 "no peer is called or has the address {wanted}; there are: {}",
@@ -432,7 +435,7 @@ fn describe(n: &Neighbor) -> String {
     let s = &n.summary;
     let mut text = format!(
         "{} ({}), AS {}{}, local AS {}\n",
-        s.address,
+        place(s),
         s.name,
         s.asn
             .map_or_else(|| "not known yet".into(), |asn| asn.to_string()),
@@ -446,6 +449,31 @@ fn describe(n: &Neighbor) -> String {
     }
     if let Some(id) = n.router_id {
         line("router id", id.to_string());
+    }
+    if let Some(bfd) = &n.bfd {
+        let heard = bfd.detection_ms.map_or_else(
+            || "nothing heard yet".to_owned(),
+            |ms| format!("detects in {ms} ms"),
+        );
+        let hops = if bfd.multihop { ", multihop" } else { "" };
+        line(
+            "bfd",
+            format!(
+                "{}, the peer says {}; sends every {} ms, {heard}{hops}",
+                bfd.state, bfd.remote_state, bfd.transmit_ms
+            ),
+        );
+        if bfd.losses > 0 || bfd.state != bgpd::bfd::State::Up {
+            line(
+                "bfd, last",
+                format!(
+                    "{}; of the peer: {}; lost {}",
+                    bfd.diagnostic,
+                    bfd.remote_diagnostic,
+                    counted(bfd.losses, "time")
+                ),
+            );
+        }
     }
     if let Some(local) = n.local_address {
         line("local address", local.to_string());
@@ -546,6 +574,15 @@ fn describe(n: &Neighbor) -> String {
         format!("{times}, lost {}", counted(n.flaps, "time")),
     );
     text
+}
+
+/// Where a peer is: its address, with the link if it is one of that link, or the link alone while nobody was found there.
+fn place(peer: &PeerSummary) -> String {
+    match &peer.interface {
+        Some(interface) if peer.address.is_unspecified() => interface.clone(),
+        Some(interface) => format!("{}%{interface}", peer.address),
+        None => peer.address.to_string(),
+    }
 }
 
 fn list(words: &[String]) -> String {

@@ -80,7 +80,8 @@ impl Cluster {
             for peer in config
                 .peers
                 .iter()
-                .filter(|peer| !of_nodes.contains(&peer.address))
+                // On a link without addresses the router has nothing to be told but the name of its own interface.
+                .filter(|peer| peer.interface.is_none() && !of_nodes.contains(&peer.address))
             {
                 let own = peer
                     .local_address

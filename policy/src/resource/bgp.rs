@@ -195,6 +195,21 @@ api_enum! {
 }
 
 api_object! {
+    /// BFD beside a session (RFC 5880): how a dead path is noticed before the hold timer is over. An addition of ours.
+    #[derive(Default, Eq)]
+    pub struct BgpPeerBfd {
+        /// Packets are not wanted more often; 300ms when absent.
+        "minReceiveInterval" min_receive_interval: Option<Duration>,
+        /// Packets are not sent more often; 300ms when absent.
+        "minTransmitInterval" min_transmit_interval: Option<Duration>,
+        /// The peer takes us for gone when it has missed so many; 3 when absent.
+        "multiplier" multiplier: Option<u8>,
+        /// Over several hops (RFC 5883); only on one link when absent.
+        "multihop" multihop: Option<bool>,
+    }
+}
+
+api_object! {
     /// Sessions of one node (`node`), of some (`nodeSelector`) or of all, with one router (`peerIP`) or with the
     /// nodes that `peerSelector` finds.
     #[derive(Default)]
@@ -203,8 +218,13 @@ api_object! {
         "node" node: Option<String>,
         /// The nodes that peer.
         "nodeSelector" node_selector: Option<String>,
-        /// The router: an address, `address:port` or `[address]:port`.
+        /// The router: an address, `address:port` or `[address]:port`; one of a link with `%` and the interface's name.
         "peerIP" peer_ip: Option<String>,
+        /// The router that is found on this interface, which needs no addresses of its own; excludes `peerIP` and
+        /// `peerSelector`. An addition of ours.
+        "interface" interface: Option<String>,
+        /// Watch the path to the peer. An addition of ours.
+        "bfd" bfd: Option<BgpPeerBfd>,
         /// The router's AS number.
         "asNumber" as_number: Option<AsNumber>,
         /// The nodes that are peered with; excludes `peerIP` and `asNumber`.

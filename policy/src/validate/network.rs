@@ -1,14 +1,16 @@
 //! Pools, nodes, BGP, endpoints and the agent's configuration.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
 use crate::path::Path;
 use crate::resource::{
-    AllowedUse, BgpConfigurationSpec, BgpFilterRule, BgpFilterSpec, BgpPeerSpec, CalicoNodeStatusSpec,
-    EncapMode, FelixConfigurationSpec, FilterAction, HostEndpointSpec, IpPoolSpec, IpamConfigurationSpec,
-    KUBERNETES, NodeSpec, Object, Port, Protocol, WorkloadEndpointName, WorkloadEndpointSpec, is_port_name,
+    AllowedUse, BgpConfigurationSpec, BgpFilterRule, BgpFilterSpec, BgpPeerBfd, BgpPeerSpec,
+    CalicoNodeStatusSpec, EncapMode, FelixConfigurationSpec, FilterAction, HostEndpointSpec, IpPoolSpec,
+    IpamConfigurationSpec, KUBERNETES, NodeSpec, Object, Port, Protocol, WorkloadEndpointName,
+    WorkloadEndpointSpec, is_port_name,
 };
 
 use super::{Check, is_subdomain};
@@ -301,14 +303,51 @@ fn is_interface(text: &str, others: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || others.as_bytes().contains(&b))
 }
 
-/// The address of `10.0.0.1`, `10.0.0.1:1790` or `[fd00::1]:1790`.
-fn peer_address(text: &str) -> Option<IpAddr> {
-    text.parse::<IpAddr>().ok().or_else(|| {
-        text.parse::<SocketAddr>()
-            .ok()
-            .filter(|a| a.port() != 0)
-            .map(|a| a.ip())
-    })
+/// The address of `10.0.0.1`, `10.0.0.1:1790` or `[fd00::1]:1790`, and the interface of `fe80::1%eth0` or `[fe80::1%eth0]:1790`.
+fn peer_address(text: &str) -> Option<(IpAddr, Option<&str>)> {
+    let (address, port, interface) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (inside, port) = rest.split_once("]:")?;
+            let (address, interface) = scoped(inside);
+            (address.parse().ok()?, port.parse::<u16>().ok()?, interface)
+        }
+        None => match text.parse::<SocketAddr>() {
+            Ok(socket) => (socket.ip(), socket.port(), None),
+            Err(_) => {
+                let (address, interface) = scoped(text);
+                (address.parse().ok()?, 1, interface)
+            }
+        },
+    };
+    (port != 0).then_some((address, interface))
+}
+
+fn scoped(text: &str) -> (&str, Option<&str>) {
+    match text.split_once('%') {
+        Some((address, interface)) => (address, Some(interface)),
+        None => (text, None),
+    }
+}
+
+fn bfd(bfd: &BgpPeerBfd, at: &Path, check: &mut Check) {
+    let sane = Duration::from_millis(10)..=Duration::from_secs(60);
+    for (field, interval) in [
+        ("minReceiveInterval", &bfd.min_receive_interval),
+        ("minTransmitInterval", &bfd.min_transmit_interval),
+    ] {
+        if interval
+            .as_ref()
+            .is_some_and(|interval| !sane.contains(&interval.get()))
+        {
+            check.problem(at.key(field), "an interval of BFD is 10ms to 60s");
+        }
+    }
+    if bfd.multiplier == Some(0) {
+        check.problem(
+            at.key("multiplier"),
+            "at least one packet must be missed: 1 to 255",
+        );
+    }
 }
 
 pub(super) fn bgp_peer(spec: &BgpPeerSpec, at: &Path, check: &mut Check) {
@@ -324,6 +363,19 @@ pub(super) fn bgp_peer(spec: &BgpPeerSpec, at: &Path, check: &mut Check) {
         set(&spec.peer_ip),
         "peerSelector",
         set(&spec.peer_selector),
+    );
+    exclude("interface", set(&spec.interface), "peerIP", set(&spec.peer_ip));
+    exclude(
+        "interface",
+        set(&spec.interface),
+        "peerSelector",
+        set(&spec.peer_selector),
+    );
+    exclude(
+        "interface",
+        set(&spec.interface),
+        "localWorkloadSelector",
+        set(&spec.local_workload_selector),
     );
     exclude(
         "asNumber",
@@ -349,11 +401,17 @@ pub(super) fn bgp_peer(spec: &BgpPeerSpec, at: &Path, check: &mut Check) {
         "nextHopMode",
         spec.next_hop_mode.is_some(),
     );
-    if !set(&spec.peer_ip) && !set(&spec.peer_selector) && !set(&spec.local_workload_selector) {
+    let named = [
+        &spec.peer_ip,
+        &spec.interface,
+        &spec.peer_selector,
+        &spec.local_workload_selector,
+    ];
+    if !named.into_iter().any(set) {
         check.hinted(
             at.clone(),
             "the peering names no peer",
-            "add peerIP, peerSelector or localWorkloadSelector",
+            "add peerIP, interface, peerSelector or localWorkloadSelector",
         );
     }
     if spec.as_number.is_none() && set(&spec.local_workload_selector) {
@@ -378,14 +436,44 @@ pub(super) fn bgp_peer(spec: &BgpPeerSpec, at: &Path, check: &mut Check) {
         spec.local_workload_selector.as_deref(),
     );
     let peer = spec.peer_ip.as_deref().filter(|text| !text.is_empty());
-    if let Some(text) = peer
-        && peer_address(text).is_none()
+    if let Some(text) = peer {
+        match peer_address(text) {
+            None => {
+                let message = format!("{text:?} is not an address, address:port or [address]:port");
+                check.problem(at.key("peerIP"), message);
+            }
+            Some((address, interface)) => {
+                let of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+                match interface {
+                    None if of_link => check.hinted(
+                        at.key("peerIP"),
+                        format!("{address} is an address of a link, and does not say which"),
+                        format!("write {address}%eth0, or only the interface"),
+                    ),
+                    Some(name) if !of_link || !is_interface(name, "_.-") => check.problem(
+                        at.key("peerIP"),
+                        format!("{text:?}: an interface's name goes with a link-local address"),
+                    ),
+                    _ => {}
+                }
+            }
+        }
+    }
+    if let Some(name) = spec
+        .interface
+        .as_deref()
+        .filter(|name| !is_interface(name, "_.-"))
     {
-        let message = format!("{text:?} is not an address, address:port or [address]:port");
-        check.problem(at.key("peerIP"), message);
+        check.problem(at.key("interface"), format!("{name:?} is not an interface name"));
+    }
+    if let Some(spec) = &spec.bfd {
+        bfd(spec, &at.key("bfd"), check);
     }
     if let Some(via) = spec.reachable_by.as_deref().filter(|text| !text.is_empty()) {
-        match (via.parse::<IpAddr>(), peer.and_then(peer_address)) {
+        match (
+            via.parse::<IpAddr>(),
+            peer.and_then(peer_address).map(|(address, _)| address),
+        ) {
             (Err(_), _) => check.problem(at.key("reachableBy"), format!("{via:?} is not an address")),
             (Ok(_), None) if peer.is_none() => {
                 check.problem(at.key("reachableBy"), "reachableBy needs peerIP")

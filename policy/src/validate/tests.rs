@@ -512,6 +512,42 @@ fn bgp() {
         "a",
         json!({"peerIP": "10.0.0.1", "asNumber": 1, "holdTime": "9s", "keepaliveTime": "3s"}),
     );
+    accept(
+        "BGPPeer",
+        "a",
+        json!({"interface": "eth1", "bfd": {"minReceiveInterval": "100ms", "multiplier": 5}}),
+    );
+    accept(
+        "BGPPeer",
+        "a",
+        json!({"peerIP": "[fe80::1%eth1]:1790", "asNumber": 1, "bfd": {}}),
+    );
+    accept("BGPPeer", "a", json!({"peerIP": "fe80::1%eth1", "asNumber": 1}));
+    refuse_peer(
+        json!({"peerIP": "fe80::1", "asNumber": 1}),
+        "spec.peerIP",
+        "does not say which",
+    );
+    refuse_peer(
+        json!({"peerIP": "10.0.0.1%eth1", "asNumber": 1}),
+        "spec.peerIP",
+        "goes with a link-local address",
+    );
+    refuse_peer(
+        json!({"peerIP": "10.0.0.1", "asNumber": 1, "interface": "eth1"}),
+        "spec.interface",
+        "exclude",
+    );
+    refuse_peer(
+        json!({"interface": "eth1", "bfd": {"minTransmitInterval": "5ms"}}),
+        "spec.bfd.minTransmitInterval",
+        "10ms",
+    );
+    refuse_peer(
+        json!({"interface": "eth1", "bfd": {"multiplier": 0}}),
+        "spec.bfd.multiplier",
+        "1 to 255",
+    );
     refuse_peer(
         json!({"peerIP": "192.0.2.1", "asNumber": 1, "node": "n", "nodeSelector": "all()"}),
         "spec.node",

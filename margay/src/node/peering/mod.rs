@@ -8,6 +8,7 @@
 //! Who peers with whom:
 //! - the mesh: every node with every other, unless switched off; route reflectors stand outside it;
 //! - BGPPeers with `peerIP`: a router, for one node, for the selected nodes, or for all;
+//! - BGPPeers with `interface`: the router at the other end of that link, likewise;
 //! - BGPPeers with `peerSelector`: the selected nodes, and unless `reversePeering: Manual` these peer back.
 //!
 //! A session carries the family of its address, as people who come from BIRD and Calico expect; a peer with both
@@ -19,11 +20,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use bgpd::config::{Family, NextHopMode, PeerAs, PeerConfig, Secret, SpeakerConfig, Ttl};
+use bgpd::NextHop;
+use bgpd::config::{Bfd, Family, NextHopMode, PeerAs, PeerConfig, Secret, SpeakerConfig, Ttl};
 use bgpd::filter::{
     Action, Community, Filter, Operation, PeerType, PrefixMatch, PrefixOperator, RouteSource, Rule,
 };
 use ipnetwork::IpNetwork;
+use policy::resource::Duration as ApiDuration;
 use policy::resource::{
     BgpConfigurationSpec, BgpFilterRule, BgpFilterSpec, BgpPassword, BgpPeerSpec, BindMode,
     DEFAULT_AS_NUMBER, DEFAULT_BGP_PORT, FilterAction, FilterPeerType, MatchOperator,
@@ -168,17 +171,21 @@ pub(super) fn plan(world: &World<'_>) -> Plan {
     planner.mesh(&mut peers, &mut problems);
 
     // One session an address: what somebody wrote comes before what follows from the mesh.
-    let mut seen: BTreeMap<IpAddr, String> = BTreeMap::new();
-    peers.retain(|peer| match seen.get(&peer.address) {
+    let mut seen: BTreeMap<(IpAddr, Option<String>), String> = BTreeMap::new();
+    peers.retain(|peer| match seen.get(&(peer.address, peer.interface.clone())) {
         None => {
-            seen.insert(peer.address, peer.name.clone());
+            seen.insert((peer.address, peer.interface.clone()), peer.name.clone());
             true
         }
         Some(first) => {
             if peer.description != MESH && first != &peer.name {
+                let place = NextHop {
+                    address: peer.address,
+                    interface: peer.interface.as_deref().map(Into::into),
+                };
                 problems.push(format!(
-                    "BGPPeer {}: {} is already a peer through {first}; this one is not used",
-                    peer.name, peer.address
+                    "BGPPeer {}: {place} is already a peer through {first}; this one is not used",
+                    peer.name
                 ));
             }
             false
@@ -299,11 +306,23 @@ impl Planner<'_> {
             Ok(here) => here,
             Err(error) => return complain(problems, error),
         };
-        if let Some(text) = &spec.peer_ip {
+        if let Some(interface) = &spec.interface {
             if !here {
                 return;
             }
-            let Some((address, port)) = parse_peer_ip(text) else {
+            // Whoever is at the other end of the wire; an AS number is a condition, not a name.
+            let asn = spec
+                .as_number
+                .map_or(PeerAs::Any, |number| PeerAs::Fixed(number.0));
+            let mut peer = self.session(name.to_owned(), Ipv6Addr::UNSPECIFIED.into(), asn);
+            on_link(&mut peer, interface);
+            self.common(name, spec, &mut peer, problems);
+            peers.push(peer);
+        } else if let Some(text) = &spec.peer_ip {
+            if !here {
+                return;
+            }
+            let Some((address, port, interface)) = parse_peer_ip(text) else {
                 return complain(
                     problems,
                     format!("spec.peerIP {text:?} is not an address, address:port or [address]:port"),
@@ -315,6 +334,9 @@ impl Planner<'_> {
             );
             let mut peer = self.session(name.to_owned(), address, PeerAs::Fixed(asn));
             peer.port = port.unwrap_or(DEFAULT_BGP_PORT);
+            if let Some(interface) = &interface {
+                on_link(&mut peer, interface);
+            }
             self.common(name, spec, &mut peer, problems);
             peers.push(peer);
         } else if let Some(text) = &spec.peer_selector {
@@ -347,7 +369,7 @@ impl Planner<'_> {
         } else {
             complain(
                 problems,
-                "neither spec.peerIP nor spec.peerSelector says whom to peer with".into(),
+                "none of spec.peerIP, spec.interface and spec.peerSelector says whom to peer with".into(),
             );
         }
     }
@@ -428,12 +450,24 @@ impl Planner<'_> {
             (Some(ApiNextHop::Keep), _) | (None, Some(true)) => NextHopMode::Keep,
             (Some(ApiNextHop::Auto) | None, _) => NextHopMode::Auto,
         };
-        if spec.source_address != Some(SourceAddress::None) {
+        // On a link without addresses there is only the link's own.
+        if spec.source_address != Some(SourceAddress::None) && peer.interface.is_none() {
             peer.local_address = node_address(self.me, peer.address.is_ipv6());
         }
         if let Some(count) = spec.num_allowed_local_as_numbers {
             peer.allow_as_in = u8::try_from(count.clamp(0, 255)).unwrap_or(u8::MAX);
         }
+        peer.bfd = spec.bfd.as_ref().map(|bfd| {
+            let usual = Bfd::default();
+            let or_usual =
+                |given: &Option<ApiDuration>, usual| given.as_ref().map_or(usual, ApiDuration::get);
+            Bfd {
+                min_rx: or_usual(&bfd.min_receive_interval, usual.min_rx),
+                min_tx: or_usual(&bfd.min_transmit_interval, usual.min_tx),
+                multiplier: bfd.multiplier.unwrap_or(usual.multiplier),
+                multihop: bfd.multihop.unwrap_or(usual.multihop),
+            }
+        });
         if let Some(hops) = spec.ttl_security {
             peer.ttl = Ttl::Security { hops };
         }
@@ -504,14 +538,28 @@ fn within(network: IpNetwork, action: Action) -> Rule {
     rule
 }
 
-/// `192.0.2.1`, `192.0.2.1:1179`, `2001:db8::1`, `[2001:db8::1]:1179`.
-fn parse_peer_ip(text: &str) -> Option<(IpAddr, Option<u16>)> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Some((address, None));
+/// Makes it a session between addresses of a link, over which both families go (RFC 8950): who has no address there needs
+/// one session, not two.
+fn on_link(peer: &mut PeerConfig, interface: &str) {
+    peer.interface = Some(interface.to_owned());
+    peer.families = BTreeSet::from(Family::ALL);
+    peer.next_hop_v4 = None;
+}
+
+/// `192.0.2.1`, `192.0.2.1:1179`, `2001:db8::1`, `[2001:db8::1]:1179`, `fe80::1%eth0`, `[fe80::1%eth0]:1179`.
+fn parse_peer_ip(text: &str) -> Option<(IpAddr, Option<u16>, Option<String>)> {
+    if let Ok(socket) = text.parse::<SocketAddr>() {
+        return Some((socket.ip(), Some(socket.port()), None));
     }
-    text.parse::<SocketAddr>()
-        .ok()
-        .map(|socket| (socket.ip(), Some(socket.port())))
+    let (place, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (place, port) = rest.split_once("]:")?;
+            (place, Some(port.parse().ok()?))
+        }
+        None => (text, None),
+    };
+    let place: NextHop = place.parse().ok()?;
+    Some((place.address, port, place.interface.map(|name| name.to_string())))
 }
 
 /// One rule; `None` when it says something that is not honoured and leaving it out is the careful choice.

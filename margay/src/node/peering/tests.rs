@@ -1,4 +1,4 @@
-use policy::resource::{AsNumber, NodeBgpSpec, PrefixAdvertisement, PrefixLengthRange};
+use policy::resource::{AsNumber, BgpPeerBfd, NodeBgpSpec, PrefixAdvertisement, PrefixLengthRange};
 
 use super::*;
 
@@ -291,4 +291,75 @@ fn a_node_that_is_not_stored_has_no_speaker_and_says_why() {
     let made = plan(&world("zebra"));
     assert_eq!(made.config, None);
     assert!(made.problems[0].contains("zebra"));
+}
+
+#[test]
+fn a_peer_may_be_known_by_its_interface_only_and_gets_both_families_over_one_session() {
+    let mut world = world("a");
+    world.configuration.node_to_node_mesh_enabled = Some(false);
+    for (name, interface) in [("left", "eth1"), ("right", "eth2")] {
+        let tor = BgpPeerSpec {
+            interface: Some(interface.into()),
+            ..BgpPeerSpec::default()
+        };
+        world.peers.insert(name.into(), tor);
+    }
+    let at_address = BgpPeerSpec {
+        peer_ip: Some("[fe80::1%eth3]:1179".into()),
+        as_number: Some(AsNumber(65000)),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("third".into(), at_address.clone());
+    world.peers.insert("third-again".into(), at_address);
+    let plan = plan(&world);
+    assert_eq!(
+        plan.problems,
+        ["BGPPeer third-again: fe80::1%eth3 is already a peer through third; this one is not used"]
+    );
+    let config = plan.config.unwrap();
+    let of = |name: &str| config.peers.iter().find(|peer| peer.name == name).unwrap();
+    for (name, interface) in [("left", "eth1"), ("right", "eth2")] {
+        let peer = of(name);
+        assert!(peer.is_unlocated());
+        assert_eq!(
+            (peer.interface.as_deref(), peer.asn),
+            (Some(interface), PeerAs::Any)
+        );
+    }
+    let third = of("third");
+    assert_eq!(third.address.to_string(), "fe80::1");
+    assert_eq!(
+        (third.interface.as_deref(), third.port, third.asn),
+        (Some("eth3"), 1179, PeerAs::Fixed(65000))
+    );
+    for peer in &config.peers {
+        assert_eq!(peer.families, BTreeSet::from(Family::ALL));
+        // RFC 8950 instead of an IPv4 address that the link does not know; the source is the link's own.
+        assert_eq!((peer.next_hop_v4, peer.local_address), (None, None));
+    }
+}
+
+#[test]
+fn bfd_of_a_peer_has_the_usual_intervals_unless_it_says_others() {
+    let mut world = world("a");
+    let duration = |text: &str| Some(text.parse().unwrap());
+    let tor = BgpPeerSpec {
+        peer_ip: Some("10.0.0.254".into()),
+        as_number: Some(AsNumber(65000)),
+        bfd: Some(BgpPeerBfd {
+            min_receive_interval: duration("50ms"),
+            multiplier: Some(5),
+            ..BgpPeerBfd::default()
+        }),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("tor".into(), tor);
+    let config = plan(&world).config.unwrap();
+    let of = |name: &str| config.peers.iter().find(|peer| peer.name == name).unwrap();
+    let expected = Bfd {
+        min_rx: Duration::from_millis(50),
+        multiplier: 5,
+        ..Bfd::default()
+    };
+    assert_eq!((of("tor").bfd, of("b").bfd), (Some(expected), None));
 }
