@@ -182,13 +182,13 @@ fn an_assertion_that_cannot_be_asked_is_an_error_with_its_place() {
                 26,
                 12,
                 "tests[1].from",
-                "neither end is a workload endpoint: nothing would be checked"
+                "neither end is a workload or host endpoint: nothing would be checked"
             ),
             (
                 27,
                 12,
                 "tests[2].from",
-                "nothing is checked at 192.0.2.1: it is no workload endpoint"
+                "nothing is checked at 192.0.2.1: it is no workload or host endpoint"
             ),
         ]
     );
@@ -326,4 +326,58 @@ tests:
         .collect();
     let report = suite.run(&suite.model(stored).0);
     assert!(report.holds(), "{report:#?}");
+}
+
+const RACK: &str = r#"
+endpoints:
+  - {name: web, namespace: shop, addresses: [10.0.0.2]}
+manifests:
+  - apiVersion: projectcalico.org/v3
+    kind: HostEndpoint
+    metadata: {name: uplink, labels: {role: host}}
+    spec: {node: n2, interfaceName: eth0, expectedIPs: [192.0.2.1], profiles: [projectcalico-default-allow]}
+  - apiVersion: projectcalico.org/v3
+    kind: HostEndpoint
+    metadata: {name: bare}
+    spec: {node: n3, interfaceName: eth0}
+  - apiVersion: projectcalico.org/v3
+    kind: GlobalNetworkPolicy
+    metadata: {name: guard}
+    spec:
+      selector: role == 'host'
+      ingress:
+        - {action: Allow, protocol: TCP, destination: {ports: [443]}}
+tests:
+"#;
+
+#[test]
+fn hosts_are_asked_too() {
+    let tests = "
+  - {from: 203.0.113.9, to: uplink, port: 443, expect: allow, ingress: allow}
+  - {from: 203.0.113.9, to: 192.0.2.1, port: 80, expect: deny}
+  - {from: shop/web, to: uplink, port: 80, egress: allow, ingress: deny, expect: deny}
+  - {from: 203.0.113.9, to: uplink, port: 22, expect: allow, name: failsafe}
+  - {from: uplink, to: 203.0.113.9, port: 80, expect: allow, egress: allow}
+  - {from: 203.0.113.9, to: uplink, port: 8080, expect: allow, name: wrong}
+";
+    let (suite, errors) = Suite::parse("rack.yaml", &format!("{RACK}{tests}"));
+    assert_eq!(errors, []);
+    let report = suite.run(&suite.model(Vec::new()).0);
+    assert_eq!((report.total, report.passed), (6, 5), "{report:#?}");
+    let check = report.failures[0].deciding().unwrap();
+    assert_eq!(
+        serde_json::to_value(check).unwrap(),
+        json!({"direction": "ingress", "hostEndpoint": "uplink", "stage": "normal", "verdict": "deny",
+            "reason": "HostEndpoint uplink, normal: policies of tier default select the endpoint for ingress, no rule of \
+                them matches, and the tier ends with Deny",
+            "decidedBy": {"tier": "default", "action": "Deny"}})
+    );
+
+    let unasked = "  - {from: 203.0.113.9, to: bare, port: 1, expect: allow}\n";
+    let (suite, _) = Suite::parse("rack.yaml", &format!("{RACK}{unasked}"));
+    let report = suite.run(&suite.model(Vec::new()).0);
+    assert_eq!(
+        report.errors[0].message,
+        "HostEndpoint bare has no expectedIPs, so no packet is known that is its own: add some"
+    );
 }

@@ -149,6 +149,7 @@ fn evaluator_and_program_agree_about_host_endpoints() {
         let program = compile_node(&model, &everybody(&model), hosts.clone());
         whole(&program)?;
         prop_assert_eq!(&program.endpoints, &compile(&model, &everybody(&model)).endpoints);
+        let judge = Judge::of_program(program.clone());
         for name in hosts.interfaces.names() {
             for (stage, direction) in Stage::ALL
                 .into_iter()
@@ -167,6 +168,16 @@ fn evaluator_and_program_agree_about_host_endpoints() {
                         packet,
                         said,
                         done
+                    );
+                    let judged = judge.stage(name, stage, direction, packet);
+                    prop_assert_eq!(
+                        (judged.outcome, &judge.host_decided_by(judged.by)),
+                        (said.outcome, &said.decided_by),
+                        "the judge: {:?} {} at {}, {}",
+                        stage,
+                        direction,
+                        name,
+                        packet
                     );
                     let mut logs = Vec::new();
                     for step in &said.trace {

@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::explain::Decider;
 use crate::kubernetes;
 use crate::manifest::{self, Diagnostic};
-use crate::model::{EndpointId, Model, Problem};
+use crate::model::{EndpointId, Model, Problem, Stage};
 use crate::packet::{Direction, Icmp, IpVersion, Packet, Protocol};
 use crate::resource::Resource;
 use crate::resource::shape::api_enum;
@@ -92,7 +92,7 @@ struct Test {
 }
 
 /// What happens to a packet as a whole, and at each end. Of what is expected, what is not said does not matter; of
-/// what was found, an end that is no workload endpoint has no check.
+/// what was found, an end that is neither a workload nor a host endpoint has no check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verdicts {
     /// Whether it arrives: every check there is passes.
@@ -169,14 +169,21 @@ impl Failure {
     }
 }
 
-/// One end's decision.
+/// The decision of an end, or of a host endpoint on the way.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
     /// The direction.
     pub direction: Direction,
-    /// The endpoint.
-    pub endpoint: EndpointId,
+    /// The workload endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<EndpointId>,
+    /// Or the host endpoint, by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_endpoint: Option<String>,
+    /// And the stage of it that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
     /// Whether the packet passes here.
     pub verdict: Expect,
     /// What decided, in one sentence.

@@ -4,44 +4,58 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::{Check, Expect, Failure, Place, Report, Suite, Test, Verdicts};
+use crate::eval::{Outcome, Passage, Place as End, passages};
 use crate::explain::{self, Query, find_endpoint};
-use crate::judge::{Judge, Verdict};
+use crate::judge::{Judge, StageVerdict, Verdict};
 use crate::manifest::Diagnostic;
-use crate::model::{Endpoint, EndpointId, Model};
+use crate::model::{Endpoint, EndpointId, HostEndpoint, Model};
 use crate::packet::{Direction, IpVersion, Packet};
 use crate::path::Path;
 
 /// One end of an assertion.
-struct End<'m> {
-    endpoint: Option<&'m Endpoint>,
+struct Named<'m> {
+    end: End<'m>,
     /// The address, where the file gives one; else all of the endpoint's.
     only: Option<IpAddr>,
 }
 
-impl End<'_> {
+impl Named<'_> {
     fn address(&self, version: IpVersion) -> Option<IpAddr> {
         let of_family = |address: &IpAddr| IpVersion::of(*address) == version;
-        match (self.only, self.endpoint) {
-            (Some(address), _) => Some(address).filter(of_family),
-            (None, Some(endpoint)) => endpoint.addresses.iter().copied().find(of_family),
-            (None, None) => None,
-        }
+        let own = match (self.only, self.end) {
+            (Some(address), _) => return Some(address).filter(of_family),
+            (None, End::Workload(endpoint)) => &endpoint.addresses,
+            (None, End::Host(host)) => &host.addresses,
+            (None, End::Elsewhere) => return None,
+        };
+        own.iter().copied().find(of_family)
+    }
+
+    fn is_checked(&self) -> bool {
+        !matches!(self.end, End::Elsewhere)
     }
 }
 
 /// Finds ends by what a file calls them: each name is searched once.
 struct Ends<'m, 's> {
     model: &'m Model,
-    by_address: HashMap<IpAddr, &'m Endpoint>,
-    found: HashMap<&'s str, Result<End<'m>, String>>,
+    by_address: HashMap<IpAddr, End<'m>>,
+    found: HashMap<&'s str, Result<Named<'m>, String>>,
 }
 
 impl<'m, 's> Ends<'m, 's> {
     fn new(model: &'m Model) -> Self {
-        // Of several endpoints with one address the first by name, as everywhere.
-        let by_address = (model.endpoints.values().rev())
-            .flat_map(|endpoint| endpoint.addresses.iter().map(move |address| (*address, endpoint)))
-            .collect();
+        // Of several endpoints with one address the first by name, as everywhere; workloads before hosts.
+        let hosts = (model.host_endpoints.values().rev()).flat_map(|host| {
+            host.addresses
+                .iter()
+                .map(move |address| (*address, End::Host(host)))
+        });
+        let workloads = (model.endpoints.values().rev()).flat_map(|endpoint| {
+            let addresses = endpoint.addresses.iter();
+            addresses.map(move |address| (*address, End::Workload(endpoint)))
+        });
+        let by_address = hosts.chain(workloads).collect();
         Self {
             model,
             by_address,
@@ -54,8 +68,8 @@ impl<'m, 's> Ends<'m, 's> {
             return;
         }
         let end = match text.parse::<IpAddr>() {
-            Ok(address) => Ok(End {
-                endpoint: self.by_address.get(&address).copied(),
+            Ok(address) => Ok(Named {
+                end: self.by_address.get(&address).copied().unwrap_or(End::Elsewhere),
                 only: Some(address),
             }),
             Err(_) => self.by_name(text),
@@ -63,16 +77,23 @@ impl<'m, 's> Ends<'m, 's> {
         self.found.insert(text, end);
     }
 
-    fn by_name(&self, text: &str) -> Result<End<'m>, String> {
+    fn by_name(&self, text: &str) -> Result<Named<'m>, String> {
         let exact = text.parse::<EndpointId>().ok();
         let endpoint = match exact.and_then(|id| self.model.endpoints.get(&id)) {
-            Some(endpoint) => endpoint,
-            None => find_endpoint(self.model, text).map_err(|error| error.to_string())?,
+            Some(endpoint) => Ok(endpoint),
+            None => find_endpoint(self.model, text),
         };
-        Ok(End {
-            endpoint: Some(endpoint),
-            only: None,
-        })
+        let end = match (endpoint, self.model.host_endpoints.get(text)) {
+            (Ok(endpoint), _) => End::Workload(endpoint),
+            (Err(explain::FindError::NotFound { .. }), Some(host)) if host.addresses.is_empty() => {
+                return Err(format!(
+                    "HostEndpoint {text} has no expectedIPs, so no packet is known that is its own: add some"
+                ));
+            }
+            (Err(explain::FindError::NotFound { .. }), Some(host)) => End::Host(host),
+            (Err(error), _) => return Err(error.to_string()),
+        };
+        Ok(Named { end, only: None })
     }
 }
 
@@ -116,27 +137,111 @@ pub(super) fn run(suite: &Suite, model: &Model) -> Report {
     report
 }
 
+/// What decided at one place on the way.
+enum Said<'m> {
+    Workload(&'m Endpoint, Direction, Verdict),
+    Host(&'m HostEndpoint, StageVerdict),
+}
+
+impl Said<'_> {
+    fn allowed(&self) -> bool {
+        match self {
+            Self::Workload(_, _, verdict) => verdict.allowed,
+            Self::Host(_, verdict) => verdict.outcome != Outcome::Deny,
+        }
+    }
+
+    fn check(&self, model: &Model, judge: &Judge) -> Check {
+        let verdict = Expect::of(self.allowed());
+        match self {
+            Self::Workload(endpoint, direction, found) => {
+                let decided = judge.decided_by(found.by);
+                let (reason, decided_by) = explain::ruling(model, endpoint, *direction, &decided);
+                Check {
+                    direction: *direction,
+                    endpoint: Some(endpoint.id.clone()),
+                    host_endpoint: None,
+                    stage: None,
+                    verdict,
+                    reason,
+                    decided_by,
+                }
+            }
+            Self::Host(host, found) => {
+                let decided = judge.host_decided_by(found.by);
+                let (reason, decided_by) = explain::host_ruling(model, host, found.direction, &decided);
+                Check {
+                    direction: found.direction,
+                    endpoint: None,
+                    host_endpoint: Some(host.name.clone()),
+                    stage: Some(found.stage),
+                    verdict,
+                    reason: format!("HostEndpoint {}, {}: {reason}", host.name, found.stage.as_str()),
+                    decided_by,
+                }
+            }
+        }
+    }
+}
+
+/// Asks everybody on the packet's way. Beside what they say: whether it leaves its sender, and enters its receiver.
+fn ask<'m>(
+    model: &'m Model,
+    judge: &Judge,
+    from: End<'m>,
+    to: End<'m>,
+    packet: &Packet,
+) -> (Vec<Said<'m>>, [Option<bool>; 2]) {
+    let mut said = Vec::new();
+    let mut ends = [None, None];
+    if let End::Workload(endpoint) = from {
+        let verdict = judge.verdict(&endpoint.id, Direction::Egress, packet);
+        ends[0] = Some(verdict.allowed);
+        said.push(Said::Workload(endpoint, Direction::Egress, verdict));
+    }
+    for (host, passage) in passages(model, from, to) {
+        let found = judge.passage(passage, packet);
+        let passes = found.iter().all(|verdict| verdict.outcome != Outcome::Deny);
+        match passage {
+            Passage::Output(_) => ends[0] = Some(passes),
+            Passage::Input(_) => ends[1] = Some(passes),
+            Passage::Forward(..) => {}
+        }
+        said.extend(found.into_iter().map(|verdict| Said::Host(host, verdict)));
+    }
+    match (from, to) {
+        // A host reaches its own workloads unpoliced.
+        (End::Host(host), End::Workload(endpoint)) if host.node == endpoint.node => {}
+        (_, End::Workload(endpoint)) => {
+            let verdict = judge.verdict(&endpoint.id, Direction::Ingress, packet);
+            ends[1] = Some(verdict.allowed);
+            said.push(Said::Workload(endpoint, Direction::Ingress, verdict));
+        }
+        _ => {}
+    }
+    (said, ends)
+}
+
 /// Asks about every family that both ends have; the first that is not as expected is the failure.
 fn hold(
     model: &Model,
     judge: &Judge,
     test: &Test,
-    from: &End<'_>,
-    to: &End<'_>,
+    from: &Named<'_>,
+    to: &Named<'_>,
     error: &dyn Fn(Place, &str, String) -> Box<Diagnostic>,
 ) -> Result<Option<Failure>, Box<Diagnostic>> {
-    let checked =
-        |end: &End<'_>, expected: Option<Expect>, at, field, text: &str| match (end.endpoint, expected) {
-            (None, Some(_)) => {
-                let message = format!("nothing is checked at {text}: it is no workload endpoint");
-                Err(error(at, field, message))
-            }
-            _ => Ok(()),
-        };
+    let checked = |end: &Named<'_>, expected: Option<Expect>, at, field, text: &str| {
+        if !end.is_checked() && expected.is_some() {
+            let message = format!("nothing is checked at {text}: it is no workload or host endpoint");
+            return Err(error(at, field, message));
+        }
+        Ok(())
+    };
     checked(from, test.expected.egress, test.from_at, "from", &test.from)?;
     checked(to, test.expected.ingress, test.to_at, "to", &test.to)?;
-    if from.endpoint.is_none() && to.endpoint.is_none() {
-        let message = "neither end is a workload endpoint: nothing would be checked".to_owned();
+    if !from.is_checked() && !to.is_checked() {
+        let message = "neither end is a workload or host endpoint: nothing would be checked".to_owned();
         return Err(error(test.from_at, "from", message));
     }
     let families = IpVersion::BOTH
@@ -149,35 +254,16 @@ fn hold(
         };
         asked = true;
         let packet = packet(test, src, dst).map_err(|message| error(test.at, "port", message))?;
-        let at = |end: &End<'_>, direction| {
-            let endpoint = end.endpoint?;
-            Some(judge.verdict(&endpoint.id, direction, &packet))
-        };
-        let (egress, ingress) = (at(from, Direction::Egress), at(to, Direction::Ingress));
-        let allowed = [egress, ingress].iter().flatten().all(|verdict| verdict.allowed);
-        let expect = |verdict: Option<Verdict>| verdict.map(|verdict| Expect::of(verdict.allowed));
+        let (said, [egress, ingress]) = ask(model, judge, from.end, to.end, &packet);
         let actual = Verdicts {
-            verdict: Some(Expect::of(allowed)),
-            egress: expect(egress),
-            ingress: expect(ingress),
+            verdict: Some(Expect::of(said.iter().all(Said::allowed))),
+            egress: egress.map(Expect::of),
+            ingress: ingress.map(Expect::of),
         };
         if !fulfils(&test.expected, &actual) {
-            let checks = [
-                (from, Direction::Egress, egress),
-                (to, Direction::Ingress, ingress),
-            ];
-            let checks = checks.into_iter().filter_map(|(end, direction, verdict)| {
-                let (endpoint, verdict) = (end.endpoint?, verdict?);
-                let decided = judge.decided_by(verdict.by);
-                let (reason, decided_by) = explain::ruling(model, endpoint, direction, &decided);
-                Some(Check {
-                    direction,
-                    endpoint: endpoint.id.clone(),
-                    verdict: Expect::of(verdict.allowed),
-                    reason,
-                    decided_by,
-                })
-            });
+            // Of host endpoints, what says nothing is not worth a line.
+            let decides = |said: &&Said<'_>| !matches!(said, Said::Host(_, verdict) if verdict.outcome == Outcome::Continue);
+            let checks = said.iter().filter(decides);
             return Ok(Some(Failure {
                 line: test.at.line,
                 name: test.name.clone(),
@@ -186,7 +272,7 @@ fn hold(
                 packet,
                 expected: test.expected,
                 actual,
-                checks: checks.collect(),
+                checks: checks.map(|said| said.check(model, judge)).collect(),
             }));
         }
     }

@@ -11,6 +11,7 @@
 //! after ──► Judge ┴──► asked in both worlds ──differ──┴─► merged where only the ends differ
 //! ```
 
+mod hosts;
 mod subjects;
 mod traffic;
 
@@ -19,12 +20,10 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use crate::eval::DecidedBy;
-use crate::explain::ruling;
-use crate::judge::Judge;
+use crate::explain::{host_ruling, ruling};
 use crate::model::Model;
 use crate::packet::{Direction, IpVersion};
-use subjects::{Class, Worlds};
+use subjects::{Class, Turn, Why, Worlds};
 use traffic::{Segment, Segments};
 
 /// Most packets that are asked about. A change whose classes need more is reported as far as it was followed.
@@ -46,7 +45,7 @@ pub struct Difference {
 pub struct Change {
     /// Whether they pass after the change; before it they did not, or the other way round.
     pub allowed: bool,
-    /// The senders: `namespace/workload`, a network, or `any other address`.
+    /// The senders: `namespace/workload`, `HostEndpoint name`, a network, or `any other address`.
     pub from: Vec<String>,
     /// The receivers, named in the same way.
     pub to: Vec<String>,
@@ -60,8 +59,8 @@ pub struct Change {
     pub because: String,
 }
 
-/// Compares the verdicts of two worlds about flows whose ends are endpoints of both, or one such endpoint and an
-/// address that is nobody's.
+/// Compares the verdicts of two worlds about flows whose ends are workload endpoints of both, host endpoints of either,
+/// or one of these and an address that is nobody's.
 pub fn difference(before: &Model, after: &Model) -> Difference {
     let worlds = Worlds::new(before, after);
     let classes = worlds.classes();
@@ -75,14 +74,15 @@ pub fn difference(before: &Model, after: &Model) -> Difference {
                 continue;
             }
             let road = roads.between(from, to);
+            let way = worlds.way(from, to);
             for segment in &road.packets {
                 asked += 1;
                 if asked > BUDGET {
                     incomplete = true;
                     break 'pairs;
                 }
-                if let Some((allowed, direction, by)) = worlds.ask(from, to, segment) {
-                    rows.add(from, to, allowed, direction, by, *segment);
+                if let Some(turn) = worlds.ask(from, to, &way, segment) {
+                    rows.add(from, to, turn, *segment);
                 }
             }
         }
@@ -107,7 +107,7 @@ struct Road {
 }
 
 impl Roads {
-    fn new(worlds: &Worlds<'_>, classes: &[Class]) -> Self {
+    fn new(worlds: &Worlds<'_>, classes: &[Class<'_>]) -> Self {
         let mut edges: Vec<Segments> = Vec::new();
         let mut known: HashMap<Segments, usize> = HashMap::new();
         let mut find = |segments: Segments| {
@@ -127,8 +127,8 @@ impl Roads {
         }
     }
 
-    fn between(&mut self, from: &Class, to: &Class) -> Rc<Road> {
-        let end = |class: &Class, at: usize| self.ends.get(class.number).map_or(0, |ends| ends[at]);
+    fn between(&mut self, from: &Class<'_>, to: &Class<'_>) -> Rc<Road> {
+        let end = |class: &Class<'_>, at: usize| self.ends.get(class.number).map_or(0, |ends| ends[at]);
         let (sender, receiver) = (end(from, 1), end(to, 0));
         let edges = &self.edges;
         let road = self
@@ -147,7 +147,7 @@ impl Roads {
 }
 
 /// What is the same for all flows of a row.
-type RowKey = (bool, Direction, DecidedBy);
+type RowKey = (bool, Direction, Why);
 
 #[derive(Default)]
 struct Rows {
@@ -156,22 +156,14 @@ struct Rows {
 }
 
 impl Rows {
-    fn add(
-        &mut self,
-        from: &Class,
-        to: &Class,
-        allowed: bool,
-        direction: Direction,
-        by: DecidedBy,
-        segment: Segment,
-    ) {
+    fn add(&mut self, from: &Class<'_>, to: &Class<'_>, turn: Turn, segment: Segment) {
         let pair = self.pairs.entry((from.number, to.number)).or_default();
-        pair.push(((allowed, direction, by), segment));
+        pair.push(((turn.allowed, turn.direction, turn.why), segment));
     }
 
     /// Rows of one pair become rows of many: first all senders to the same receiver, then all receivers with the same
     /// senders.
-    fn finish(self, roads: &mut Roads, classes: &[Class], after: &Model) -> Vec<Change> {
+    fn finish(self, roads: &mut Roads, classes: &[Class<'_>], after: &Model) -> Vec<Change> {
         type Row = (bool, &'static str, String, Vec<String>);
         type Ends = BTreeSet<String>;
         let mut by_receiver: BTreeMap<(Row, IpVersion), BTreeMap<Ends, Ends>> = BTreeMap::new();
@@ -192,11 +184,19 @@ impl Rows {
                     Direction::Ingress => to,
                     Direction::Egress => from,
                 };
-                let because = end
-                    .endpoint()
-                    .and_then(|id| after.endpoints.get(id))
-                    .map(|endpoint| ruling(after, endpoint, direction, &by).0)
-                    .unwrap_or_default();
+                let because = match by {
+                    Why::Workload(by) => (end.endpoint())
+                        .map(|endpoint| ruling(after, endpoint, direction, &by).0)
+                        .unwrap_or_default(),
+                    Why::Host(name, stage, by) => match after.host_endpoints.get(&name) {
+                        Some(host) => {
+                            let reason = host_ruling(after, host, direction, &by).0;
+                            format!("at the host, {}: {reason}", stage.as_str())
+                        }
+                        None => format!("HostEndpoint {name} is gone"),
+                    },
+                    Why::Unasked => "a host reaches its own workloads, whatever their policy".to_owned(),
+                };
                 let row = (
                     allowed,
                     direction.as_str(),
@@ -239,17 +239,4 @@ impl Rows {
         changes.sort();
         changes
     }
-}
-
-/// What decides about a pair, in one world.
-fn verdicts(
-    judge: &Judge,
-    from: Option<&crate::model::EndpointId>,
-    to: Option<&crate::model::EndpointId>,
-    packet: &crate::packet::Packet,
-) -> [Option<crate::judge::Verdict>; 2] {
-    [
-        from.map(|id| judge.verdict(id, Direction::Egress, packet)),
-        to.map(|id| judge.verdict(id, Direction::Ingress, packet)),
-    ]
 }

@@ -81,6 +81,12 @@ impl Segments {
         self.edges(side, protocol).extend(edges);
     }
 
+    /// Adds a port that is an exception for its protocol.
+    pub(super) fn add_service(&mut self, side: Side, protocol: Protocol, port: u16) {
+        self.protocols.insert(protocol);
+        self.add_port(side, protocol, port);
+    }
+
     fn edges(&mut self, side: Side, protocol: Protocol) -> &mut BTreeSet<u16> {
         let ports = match side {
             Side::Source => &mut self.src_ports,

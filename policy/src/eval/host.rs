@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::{DecidedBy, Step, profiles, tiers};
-use crate::model::{Failsafe, Model, Policy, Stage, belongs_to_the_link};
+use crate::model::{Endpoint, Failsafe, HostEndpoint, Model, Policy, Stage, belongs_to_the_link};
 use crate::packet::{Direction, Packet};
 
 /// What a stage does to a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// It passes here, and no later stage on the way in is asked.
@@ -108,6 +108,79 @@ pub enum Passage<'a> {
     Output(Option<&'a str>),
 }
 
+impl<'a> Passage<'a> {
+    /// The host endpoints on the way, with the direction and stages of each in order. A chain of stages ends at the
+    /// first that allows, each chain for itself.
+    pub fn chains(self) -> [(Option<&'a str>, Direction, &'static [Stage]); 2] {
+        use Stage::{Forward, Normal, PreDnat, Untracked};
+        match self {
+            Self::Input(inside) => [
+                (inside, Direction::Ingress, &[Untracked, PreDnat, Normal]),
+                (None, Direction::Egress, &[]),
+            ],
+            Self::Forward(from, to) => [
+                (from, Direction::Ingress, &[Untracked, PreDnat, Forward]),
+                (to, Direction::Egress, &[Forward]),
+            ],
+            Self::Output(outside) => [
+                (None, Direction::Ingress, &[]),
+                (outside, Direction::Egress, &[Untracked, Normal]),
+            ],
+        }
+    }
+}
+
+/// One end of a packet, as far as it says which nodes the packet goes through.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'m> {
+    /// A workload.
+    Workload(&'m Endpoint),
+    /// The host itself, at the interface of this host endpoint.
+    Host(&'m HostEndpoint),
+    /// Somewhere else.
+    Elsewhere,
+}
+
+impl<'m> Place<'m> {
+    /// Its node, where it has one.
+    pub fn node(&self) -> Option<&'m str> {
+        match self {
+            Self::Workload(endpoint) => Some(&endpoint.node),
+            Self::Host(host) => Some(&host.node),
+            Self::Elsewhere => None,
+        }
+    }
+}
+
+/// The host endpoints that a packet between two ends meets.
+///
+/// Which interface a packet takes is the kernel's business and not in the model. What is to or from a host goes through
+/// the host endpoint that was named; what is forwarded may come or go through any of the node's, and every one of them
+/// is asked. Between what is on one node, nothing crosses an interface of the node.
+pub fn passages<'m>(
+    model: &'m Model,
+    from: Place<'m>,
+    to: Place<'m>,
+) -> Vec<(&'m HostEndpoint, Passage<'m>)> {
+    if from.node().is_some() && from.node() == to.node() {
+        return Vec::new();
+    }
+    let of = |place: Place<'m>| {
+        let hosts = model.host_endpoints.values();
+        hosts.filter(move |host| Some(host.node.as_str()) == place.node())
+    };
+    let mut found = Vec::new();
+    match from {
+        Place::Host(host) => found.push((host, Passage::Output(Some(&host.name)))),
+        _ => found.extend(of(from).map(|host| (host, Passage::Forward(None, Some(&host.name))))),
+    }
+    match to {
+        Place::Host(host) => found.push((host, Passage::Input(Some(&host.name)))),
+        _ => found.extend(of(to).map(|host| (host, Passage::Forward(Some(&host.name), None)))),
+    }
+    found
+}
+
 /// What host endpoints do to a packet on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PassageDecision {
@@ -124,24 +197,8 @@ pub fn evaluate_passage(
     passage: Passage<'_>,
     packet: &Packet,
 ) -> PassageDecision {
-    use Stage::{Forward, Normal, PreDnat, Untracked};
-    // A chain of stages ends at the first that allows, each chain for itself.
-    let chains: [(Option<&str>, Direction, &[Stage]); 2] = match passage {
-        Passage::Input(inside) => [
-            (inside, Direction::Ingress, &[Untracked, PreDnat, Normal]),
-            (None, Direction::Egress, &[]),
-        ],
-        Passage::Forward(from, to) => [
-            (from, Direction::Ingress, &[Untracked, PreDnat, Forward]),
-            (to, Direction::Egress, &[Forward]),
-        ],
-        Passage::Output(outside) => [
-            (None, Direction::Ingress, &[]),
-            (outside, Direction::Egress, &[Untracked, Normal]),
-        ],
-    };
     let mut stages = Vec::new();
-    for (name, direction, chain) in chains {
+    for (name, direction, chain) in passage.chains() {
         let Some(name) = name else { continue };
         for stage in chain {
             let decision = evaluate_host(model, failsafe, name, *stage, direction, packet);

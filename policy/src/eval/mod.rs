@@ -16,7 +16,8 @@ use crate::model::{
 use crate::packet::{Direction, IpVersion, Packet};
 
 pub use host::{
-    HostDecider, HostDecision, Outcome, Passage, PassageDecision, evaluate_host, evaluate_passage,
+    HostDecider, HostDecision, Outcome, Passage, PassageDecision, Place, evaluate_host, evaluate_passage,
+    passages,
 };
 
 /// The answer, and how it came about.

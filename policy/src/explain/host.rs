@@ -1,15 +1,11 @@
-//! Host endpoints on a packet's way: which are asked, in which stages, and what each says.
-//!
-//! Which interface a packet takes is the kernel's business and not in the model. What is to or from an address that a
-//! host endpoint expects goes through that one; what is forwarded may come or go through any of the node's, and every
-//! one of them is asked.
+//! Host endpoints on a packet's way ([`passages`]): in which stages they are asked, and what each says.
 
 use std::fmt;
 
 use serde::Serialize;
 
 use super::{Decider, PolicyReport, Resolved, TierReport, decider, reports, show, staged_reports};
-use crate::eval::{HostDecider, HostDecision, Outcome, Passage, evaluate_passage};
+use crate::eval::{HostDecider, HostDecision, Outcome, evaluate_passage, passages};
 use crate::model::{HostEndpoint, Model, Stage};
 use crate::packet::{Direction, Packet};
 
@@ -47,43 +43,18 @@ pub struct HostCheck {
 }
 
 /// How the packet meets nodes on its way.
-pub(super) fn checks(
-    model: &Model,
-    from: &Resolved<'_>,
-    to: &Resolved<'_>,
+pub(super) fn checks<'m>(
+    model: &'m Model,
+    from: &Resolved<'m>,
+    to: &Resolved<'m>,
     packet: &Packet,
 ) -> Vec<HostCheck> {
-    let node = |end: &Resolved<'_>| {
-        let workload = end.endpoint.map(|endpoint| endpoint.node.clone());
-        workload.or_else(|| end.host.map(|host| host.node.clone()))
-    };
-    let (first, last) = (node(from), node(to));
-    // Between what is on one node, nothing crosses an interface of the node.
-    if first.is_some() && first == last {
-        return Vec::new();
-    }
-    let of = |node: &Option<String>| -> Vec<&HostEndpoint> {
-        let here = |host: &&HostEndpoint| Some(&host.node) == node.as_ref();
-        model.host_endpoints.values().filter(here).collect()
-    };
     let mut checks = Vec::new();
-    let mut ask = |host: &HostEndpoint, passage: Passage<'_>| {
+    for (host, passage) in passages(model, from.place(), to.place()) {
         let failsafe = model.failsafe(&host.node);
         for (_, stage, direction, decision) in evaluate_passage(model, &failsafe, passage, packet).stages {
             checks.push(check(model, host, stage, direction, &decision, packet));
         }
-    };
-    match from.host {
-        Some(host) => ask(host, Passage::Output(Some(&host.name))),
-        None => of(&first)
-            .into_iter()
-            .for_each(|host| ask(host, Passage::Forward(None, Some(&host.name)))),
-    }
-    match to.host {
-        Some(host) => ask(host, Passage::Input(Some(&host.name))),
-        None => of(&last)
-            .into_iter()
-            .for_each(|host| ask(host, Passage::Forward(Some(&host.name), None))),
     }
     // A stage in which nothing applies is not worth a word.
     checks.retain(|check| {
@@ -92,6 +63,27 @@ pub(super) fn checks(
             || check.tiers.iter().any(|tier| !tier.policies.is_empty())
     });
     checks
+}
+
+/// One sentence about a decision at a host endpoint, and the same as data.
+pub fn host_ruling(
+    model: &Model,
+    host: &HostEndpoint,
+    direction: Direction,
+    decided: &HostDecider,
+) -> (String, Decider) {
+    let said = |text: &str| (text.to_owned(), Decider::default());
+    match decided {
+        HostDecider::Policy(decided) => {
+            let by = decider(model, decided, direction);
+            (show::reason(&host.profiles, direction, decided, &by), by)
+        }
+        HostDecider::Failsafe => said("a failsafe port: no policy of host endpoints is asked"),
+        HostDecider::Link => {
+            said("hosts of a link find each other by it: no policy of host endpoints is asked")
+        }
+        HostDecider::Nothing => said("no policy decides here"),
+    }
 }
 
 fn check(
@@ -103,22 +95,7 @@ fn check(
     packet: &Packet,
 ) -> HostCheck {
     let (tiers, profiles) = reports(model, &decision.trace, direction, packet);
-    let (decided_by, reason) = match &decision.decided_by {
-        HostDecider::Policy(decided) => {
-            let by = decider(model, decided, direction);
-            let reason = show::reason(&host.profiles, direction, decided, &by);
-            (by, reason)
-        }
-        HostDecider::Failsafe => (
-            Decider::default(),
-            "a failsafe port: no policy of host endpoints is asked".to_owned(),
-        ),
-        HostDecider::Link => (
-            Decider::default(),
-            "hosts of a link find each other by it: no policy of host endpoints is asked".to_owned(),
-        ),
-        HostDecider::Nothing => (Decider::default(), "no policy decides here".to_owned()),
-    };
+    let (reason, decided_by) = host_ruling(model, host, direction, &decision.decided_by);
     let advice = match &decision.decided_by {
         HostDecider::Policy(decided) if decision.outcome == Outcome::Deny => {
             let who = format!("HostEndpoint {}", host.name);

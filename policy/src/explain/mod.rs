@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::eval::{DecidedBy, Outcome, Step, evaluate, rule_matches};
+use crate::eval::{DecidedBy, Outcome, Place, Step, evaluate, rule_matches};
 use crate::model::{
     Action, Endpoint, EndpointId, HostEndpoint, Model, Origin, Policy, PolicyKey, Rule, TierEnd,
 };
@@ -20,7 +20,7 @@ use crate::packet::{Direction, Icmp, IpVersion, Packet, Protocol};
 
 pub use facts::Fact;
 pub use find::{FindError, find_endpoint};
-pub use host::HostCheck;
+pub use host::{HostCheck, host_ruling};
 
 /// The source port of a question that names none: the first ephemeral port (RFC 6335 §6).
 const EPHEMERAL_PORT: u16 = 49152;
@@ -248,7 +248,15 @@ struct Resolved<'m> {
     only: Option<IpAddr>,
 }
 
-impl Resolved<'_> {
+impl<'m> Resolved<'m> {
+    fn place(&self) -> Place<'m> {
+        match (self.endpoint, self.host) {
+            (Some(endpoint), _) => Place::Workload(endpoint),
+            (None, Some(host)) => Place::Host(host),
+            (None, None) => Place::Elsewhere,
+        }
+    }
+
     fn address(&self, version: IpVersion) -> Option<IpAddr> {
         let own = self
             .endpoint

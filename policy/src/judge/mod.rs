@@ -11,9 +11,11 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::compile::{self, Action, GroupId, Match, Members, PolicyId, Program, SetId, Side, TierEnd};
-use crate::eval::DecidedBy;
-use crate::model::{Endpoint, EndpointId, Model, PolicyKey};
+use crate::compile::{
+    self, Action, GroupId, LocalHosts, Match, Members, PolicyId, Program, SetId, Side, TierChain, TierEnd,
+};
+use crate::eval::{DecidedBy, HostDecider, Outcome, Passage};
+use crate::model::{Endpoint, EndpointId, Failsafe, Model, PolicyKey, Stage, belongs_to_the_link};
 use crate::packet::{Direction, IpVersion, Packet, Protocol};
 
 /// A world that answers quickly.
@@ -21,6 +23,7 @@ use crate::packet::{Direction, IpVersion, Packet, Protocol};
 pub struct Judge {
     program: Program,
     endpoints: HashMap<EndpointId, [usize; 2]>,
+    hosts: HashMap<String, Host>,
     groups: Vec<Group>,
     tiers: Vec<String>,
     bodies: Vec<Body>,
@@ -48,6 +51,39 @@ pub enum By {
     NoMatch,
     /// There is no such endpoint.
     Unknown,
+}
+
+/// What a stage of a host endpoint does to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StageVerdict {
+    /// The stage.
+    pub stage: Stage,
+    /// Whether the packet arrives or leaves.
+    pub direction: Direction,
+    /// What becomes of it.
+    pub outcome: Outcome,
+    /// What decided.
+    pub by: HostBy,
+}
+
+/// What decided in a stage; [`Judge::host_decided_by`] gives it its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HostBy {
+    /// A failsafe port.
+    Failsafe,
+    /// The link's own messages.
+    Link,
+    /// A policy, a profile, or the end of either.
+    Policy(By),
+    /// Nothing.
+    Nothing,
+}
+
+/// A host endpoint.
+#[derive(Debug)]
+struct Host {
+    failsafe: Failsafe,
+    groups: HashMap<(Stage, Direction), usize>,
 }
 
 #[derive(Debug)]
@@ -155,23 +191,33 @@ fn slot(direction: Direction) -> usize {
 }
 
 impl Judge {
-    /// Makes a model ready: every workload endpoint of it, also those whose interface is not known.
+    /// Makes a model ready: every workload endpoint of it, also those whose interface is not known, and every host
+    /// endpoint with the failsafe ports of its node.
     pub fn new(model: &Model) -> Self {
         let everybody: BTreeSet<EndpointId> = model.endpoints.keys().cloned().collect();
-        if model
-            .endpoints
-            .values()
-            .all(|endpoint| !endpoint.interface.is_empty())
-        {
-            return Self::of_program(compile::compile(model, &everybody));
+        let mut hosts = LocalHosts::default();
+        // Who speaks for which interface does not count here, only that all of them are compiled.
+        hosts.interfaces.named = (model.host_endpoints.keys())
+            .map(|name| (name.clone(), name.clone()))
+            .collect();
+        let is_named = |endpoint: &Endpoint| !endpoint.interface.is_empty();
+        let program = if model.endpoints.values().all(is_named) {
+            compile::compile_node(model, &everybody, hosts)
+        } else {
+            // The compiler leaves out what no kernel could enforce; the question here is what policy says.
+            let mut model = model.clone();
+            for endpoint in model.endpoints.values_mut().filter(|e| !is_named(e)) {
+                endpoint.interface = "unknown".to_owned();
+            }
+            compile::compile_node(&model, &everybody, hosts)
+        };
+        let mut judge = Self::of_program(program);
+        for (name, host) in &mut judge.hosts {
+            if let Some(endpoint) = model.host_endpoints.get(name) {
+                host.failsafe = model.failsafe(&endpoint.node);
+            }
         }
-        // The compiler leaves out what no kernel could enforce; the question here is what policy says.
-        let mut model = model.clone();
-        let unnamed = |endpoint: &&mut Endpoint| endpoint.interface.is_empty();
-        for endpoint in model.endpoints.values_mut().filter(unnamed) {
-            endpoint.interface = "unknown".to_owned();
-        }
-        Self::of_program(compile::compile(&model, &everybody))
+        judge
     }
 
     /// Makes a program ready.
@@ -189,22 +235,39 @@ impl Judge {
         let mut tiers: Vec<String> = Vec::new();
         let mut tier_at: HashMap<String, usize> = HashMap::new();
         let find = |ids: &[PolicyId]| ids.iter().filter_map(|id| body_at.get(id).copied()).collect();
-        let mut groups = Vec::with_capacity(program.groups.len());
-        for group in program.groups.values() {
-            let mut chains = Vec::with_capacity(group.tiers.len());
-            for chain in &group.tiers {
+        let mut group = |chains: &[TierChain], profiles: &[PolicyId]| {
+            let chain = |chain: &TierChain| {
                 let at = *tier_at.entry(chain.tier.clone()).or_insert_with(|| {
                     tiers.push(chain.tier.clone());
                     tiers.len() - 1
                 });
-                chains.push((find(&chain.policies), at, chain.end));
+                (find(&chain.policies), at, chain.end)
+            };
+            Group {
+                tiers: chains.iter().map(chain).collect(),
+                profiles: find(profiles),
             }
-            groups.push(Group {
-                tiers: chains,
-                profiles: find(&group.profiles),
+        };
+        let mut groups = Vec::with_capacity(program.groups.len() + program.hosts.groups.len());
+        groups.extend((program.groups.values()).map(|found| group(&found.tiers, &found.profiles)));
+        groups.extend((program.hosts.groups.values()).map(|found| group(&found.tiers, &found.profiles)));
+        let ids = program.groups.keys().chain(program.hosts.groups.keys());
+        let group_at: HashMap<&GroupId, usize> = ids.zip(0..).collect();
+        let hosts = (program.hosts.endpoints.iter()).map(|(name, host)| {
+            let places = Stage::ALL
+                .into_iter()
+                .flat_map(|stage| Direction::BOTH.map(|direction| (stage, direction)));
+            let groups = places.filter_map(|place| {
+                let at = group_at.get(host.group(place.0, place.1)?)?;
+                Some((place, *at))
             });
-        }
-        let group_at: HashMap<&GroupId, usize> = program.groups.keys().zip(0..).collect();
+            let host = Host {
+                failsafe: program.hosts.failsafe.clone(),
+                groups: groups.collect(),
+            };
+            (name.clone(), host)
+        });
+        let hosts = hosts.collect();
         let endpoints = (program.endpoints.iter())
             .filter_map(|(id, endpoint)| {
                 let ingress = *group_at.get(&endpoint.ingress)?;
@@ -216,6 +279,7 @@ impl Judge {
         Self {
             set_at,
             endpoints,
+            hosts,
             groups,
             tiers,
             bodies,
@@ -243,9 +307,18 @@ impl Judge {
             let by = By::Unknown;
             return Verdict { allowed: false, by };
         };
-        let ruling = |body: usize, index: usize, action| Verdict {
-            allowed: action == Action::Allow,
-            by: By::Rule(body, index),
+        self.decide(group, direction, packet).unwrap_or(Verdict {
+            allowed: false,
+            by: By::NoMatch,
+        })
+    }
+
+    /// What a group says; `None`: nothing.
+    fn decide(&self, group: &Group, direction: Direction, packet: &Packet) -> Option<Verdict> {
+        let ruling = |body: usize, index: usize, action| {
+            let allowed = action == Action::Allow;
+            let by = By::Rule(body, index);
+            Some(Verdict { allowed, by })
         };
         'tiers: for (bodies, tier, end) in &group.tiers {
             for body in bodies {
@@ -256,10 +329,10 @@ impl Judge {
                 }
             }
             if *end == TierEnd::Deny {
-                return Verdict {
+                return Some(Verdict {
                     allowed: false,
                     by: By::TierEnd(*tier),
-                };
+                });
             }
         }
         for body in &group.profiles {
@@ -268,10 +341,56 @@ impl Judge {
                 Some((index, action)) => return ruling(*body, index, action),
             }
         }
-        Verdict {
-            allowed: false,
-            by: By::NoMatch,
+        None
+    }
+
+    /// Decides about one packet at one host endpoint in one stage. A host endpoint that is not known lets it be.
+    pub fn stage(&self, name: &str, stage: Stage, direction: Direction, packet: &Packet) -> StageVerdict {
+        let host = self.hosts.get(name);
+        let let_be = if stage == Stage::Normal {
+            Outcome::Allow
+        } else {
+            Outcome::Continue
+        };
+        let at = host.and_then(|host| host.groups.get(&(stage, direction)));
+        let (outcome, by) = if host.is_some_and(|host| host.failsafe.covers(stage, direction, packet)) {
+            (let_be, HostBy::Failsafe)
+        } else if belongs_to_the_link(stage, packet) {
+            (let_be, HostBy::Link)
+        } else if let Some(group) = at.and_then(|at| self.groups.get(*at)) {
+            match self.decide(group, direction, packet) {
+                Some(Verdict { allowed: true, by }) => (Outcome::Allow, HostBy::Policy(by)),
+                Some(Verdict { allowed: false, by }) => (Outcome::Deny, HostBy::Policy(by)),
+                None if stage == Stage::Normal => (Outcome::Deny, HostBy::Policy(By::NoMatch)),
+                None => (Outcome::Continue, HostBy::Nothing),
+            }
+        } else {
+            (Outcome::Continue, HostBy::Nothing)
+        };
+        StageVerdict {
+            stage,
+            direction,
+            outcome,
+            by,
         }
+    }
+
+    /// Asks the stages on a packet's way through a host, until one denies.
+    pub fn passage(&self, passage: Passage<'_>, packet: &Packet) -> Vec<StageVerdict> {
+        let mut found = Vec::new();
+        for (name, direction, stages) in passage.chains() {
+            let Some(name) = name else { continue };
+            for stage in stages {
+                let verdict = self.stage(name, *stage, direction, packet);
+                found.push(verdict);
+                match verdict.outcome {
+                    Outcome::Continue => {}
+                    Outcome::Allow => break,
+                    Outcome::Deny => return found,
+                }
+            }
+        }
+        found
     }
 
     /// The rule that ends this body for this packet.
@@ -333,6 +452,16 @@ impl Judge {
             },
             By::NoMatch => DecidedBy::NoMatch,
             By::Unknown => DecidedBy::UnknownEndpoint,
+        }
+    }
+
+    /// What decided in a stage, by its names.
+    pub fn host_decided_by(&self, by: HostBy) -> HostDecider {
+        match by {
+            HostBy::Failsafe => HostDecider::Failsafe,
+            HostBy::Link => HostDecider::Link,
+            HostBy::Policy(by) => HostDecider::Policy(self.decided_by(by)),
+            HostBy::Nothing => HostDecider::Nothing,
         }
     }
 }
