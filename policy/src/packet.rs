@@ -136,6 +136,14 @@ impl Direction {
     /// Both directions.
     pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
 
+    /// The other one.
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::Ingress => Self::Egress,
+            Self::Egress => Self::Ingress,
+        }
+    }
+
     /// `ingress` or `egress`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -17,6 +17,7 @@
 //! the previous agent left there. Dropping the handle stops the agent and leaves the kernel as it is.
 
 mod cleanup;
+mod cutter;
 mod handle;
 mod kernel;
 mod owner;

@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use policy::model::EndpointId;
 use tokio::sync::{mpsc, watch};
 
+use super::cutter::Cutter;
 use super::handle::{LearnedInbox, Shared, StoreEvent};
 use super::kernel::{Kernel, Neighbours};
 use crate::calc::{Calculator, Change, Desired, LocalEndpoint, LocalRoute};
@@ -19,7 +20,6 @@ use crate::nft::ApplyError;
 use crate::reconcile::{Quarantine, Window};
 use crate::routetable::{Class, Target};
 use crate::status::{EndpointStatus, Problem, RouteView, Status};
-use crate::sys::conntrack::Conntrack;
 use crate::sys::{links, rtnl};
 
 /// How long after a failure, or a route that could not be written, the next try is made.
@@ -44,7 +44,7 @@ pub(super) struct Owner {
     published: watch::Sender<u64>,
     kernel: Kernel,
     monitor: Monitor,
-    conntrack: Option<Conntrack>,
+    cutter: Option<Cutter>,
     calculator: Calculator,
     quarantine: Quarantine,
     window: Window,
@@ -97,7 +97,7 @@ impl Owner {
         kernel.read_links().map_err(io::Error::other)?;
         kernel.read_routes().map_err(io::Error::other)?;
         kernel.counters.route_repairs = 0;
-        let conntrack = Conntrack::open()
+        let cutter = Cutter::spawn(config.interface_prefix.clone(), config.cut_mark)
             .inspect_err(|error| tracing::warn!(%error, "connections that become forbidden cannot be cut"))
             .ok();
         Ok(Self {
@@ -109,7 +109,7 @@ impl Owner {
             published,
             kernel,
             monitor,
-            conntrack,
+            cutter,
             quarantine: Quarantine::default(),
             in_sync: false,
             provisional: false,
@@ -168,6 +168,10 @@ impl Owner {
                 },
                 Ok(()) = table.changed() => {
                     self.kernel.counters.nft_repairs = table.borrow_and_update().repairs;
+                    self.publish();
+                }
+                cut = cut(self.cutter.as_ref()) => {
+                    self.kernel.counters.connections_cut = cut;
                     self.publish();
                 }
                 () = until(deadline) => {}
@@ -376,16 +380,14 @@ impl Owner {
         // After the table: what it forbids begins no more while the rest is looked at.
         let now = Instant::now();
         if self.judge.is_some_and(|at| at <= now) {
-            let before = self.kernel.counters.connections_cut;
-            self.cut();
+            if let (Some(cutter), Some(desired)) = (&self.cutter, &self.desired) {
+                cutter.judge(&desired.program);
+            }
             self.judged = Some(now);
             let again = self
                 .table_changed
                 .and_then(|changed| changed.checked_add(JUDGE_AGAIN));
             self.judge = again.filter(|again| *again > now);
-            if self.kernel.counters.connections_cut != before {
-                self.publish();
-            }
         }
         if self.names.is_some_and(|at| at <= now) {
             self.names = None;
@@ -576,25 +578,6 @@ impl Owner {
         Ok(())
     }
 
-    /// Connections that the new policy forbids are marked; the table drops marked ones before it accepts established
-    /// ones. Marks of connections that are allowed again are taken off.
-    fn cut(&mut self) {
-        let (Some(conntrack), Some(desired)) = (&mut self.conntrack, &self.desired) else {
-            return;
-        };
-        let own = match links::own_addresses(&mut self.kernel.rtnl) {
-            Ok(own) => own,
-            Err(error) => {
-                tracing::warn!(%error, "cannot judge tracked connections");
-                return;
-            }
-        };
-        match conntrack.judge(&desired.program, &own, self.config.cut_mark) {
-            Ok(changed) => self.kernel.counters.connections_cut += changed,
-            Err(error) => tracing::warn!(%error, "cannot judge tracked connections"),
-        }
-    }
-
     /// Step 4: addresses, neighbours and routes.
     fn add(&mut self, policy: bool) -> Result<(), rtnl::Error> {
         let interfaces: BTreeSet<String> = self.applied.values().map(|e| e.interface.clone()).collect();
@@ -715,6 +698,13 @@ impl Owner {
             ready: interface_up && endpoint.addresses.iter().all(installed),
             revision: endpoint.revision,
         }
+    }
+}
+
+async fn cut(cutter: Option<&Cutter>) -> u64 {
+    match cutter {
+        Some(cutter) => cutter.grown().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -10,7 +10,8 @@
 //! Each base chain asks in this order, and where it accepts it ends itself only:
 //!
 //! 1. Has an earlier stage allowed the packet? One bit of its mark says so, which the raw chains clear first.
-//! 2. Is it part of an established connection? Not asked in the raw chains: there are no connections yet.
+//! 2. Is it part of a connection that was cut, or of an established one? Not asked in the raw chains: there are no
+//!    connections yet.
 //! 3. Is it to or from a failsafe port, or one of the messages by which hosts of a link find each other? These come
 //!    before every host policy, as rules without a set or a map that the kernel could refuse: whatever policy says or
 //!    becomes of it, the way to the host stays open. What is forwarded has no failsafe.
@@ -150,7 +151,7 @@ fn base(input: &Input<'_>, place: &Place, asked: &BTreeSet<(Stage, Direction)>, 
             chain = chain.rule(is_marked().then(Statement::SetMark(MarkSource::clear(bit))));
         }
         Stage::PreDnat | Stage::Forward | Stage::Normal => {
-            if place.stage == Stage::Forward {
+            if place.stage != Stage::PreDnat {
                 chain = chain.rule(cut(input));
             }
             // What leaves after it was forwarded is asked about for itself.

@@ -6,6 +6,9 @@
 //! packet, in whichever direction, would begin a connection in the middle, and the direction that policy still allows
 //! would bring the other one back.
 //!
+//! A connection of the host itself, or through it, is asked about at the host endpoints of the interfaces that it uses.
+//! The kernel keeps no note of these with the connection; they are those by which its ends would be reached now.
+//!
 //! The connection that policy saw is the one before source and after destination translation: source of the original
 //! direction, and as destination the source of the reply.
 
@@ -16,8 +19,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
-use policy::compile::{Program, interpret};
-use policy::model::EndpointId;
+use policy::compile::{Program, interpret, interpret_host};
+use policy::eval::{Outcome, Passage};
+use policy::model::{EndpointId, Stage};
 use policy::packet::{Direction, Icmp, Packet, Protocol};
 
 use super::rtnl::grow_receive_buffer;
@@ -77,6 +81,27 @@ struct Connection {
 pub struct Conntrack {
     socket: Socket,
     sequence: u32,
+    /// There may be marks of ours.
+    marks: bool,
+}
+
+/// Which way an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit<'i> {
+    /// The host itself, or everybody on a link.
+    Here,
+    /// A workload of the host.
+    Workload,
+    /// Out of the interface of that name, which is no workload's.
+    Interface(&'i str),
+}
+
+/// What has to be known of the host.
+pub struct Host<'i> {
+    /// Its own addresses.
+    pub own: &'i BTreeSet<IpAddr>,
+    /// Which way an address is; `None`: there is no way.
+    pub exit: &'i mut dyn FnMut(IpAddr) -> Option<Exit<'i>>,
 }
 
 impl Conntrack {
@@ -90,32 +115,53 @@ impl Conntrack {
         socket.connect(&SocketAddr::new(0, 0))?;
         grow_receive_buffer(&socket, 8 << 20);
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(5, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+            // Of an agent before this one.
+            marks: true,
+        })
     }
 
-    /// Marks the connections of local endpoints that the program forbids, and unmarks those it allows again. What the
-    /// host itself began, or a workload with its host, is not policed and stays. Returns how many were marked.
+    /// Marks the connections that the program forbids, and unmarks those it allows again or is not asked about any
+    /// more. What a workload and its own host have with each other is not policed and stays, and so does whatever a
+    /// failsafe port is an end of. Returns how many were marked.
     ///
     /// # Errors
     /// The table could not be read or written.
-    pub fn judge(&mut self, program: &Program, own: &BTreeSet<IpAddr>, bit: u32) -> io::Result<u64> {
-        if program.endpoints.is_empty() {
+    pub fn judge(&mut self, program: &Program, host: &mut Host<'_>, bit: u32) -> io::Result<u64> {
+        let nobody = program.endpoints.is_empty() && program.hosts.is_empty();
+        if nobody && !self.marks {
             return Ok(0);
         }
         let mut homes: BTreeMap<IpAddr, &EndpointId> = BTreeMap::new();
         for (id, endpoint) in &program.endpoints {
             homes.extend(endpoint.addresses.iter().map(|address| (*address, id)));
         }
+        let mut exits = BTreeMap::new();
         let mut marked = 0;
         for connection in self.connections()? {
-            let Some(allowed) = verdict(program, &homes, own, &connection) else {
-                continue;
+            let mut exit = |address: IpAddr| *exits.entry(address).or_insert_with(|| (host.exit)(address));
+            let allowed = match verdict(program, &homes, host.own, &mut exit, &connection) {
+                Some(allowed) => allowed,
+                None if connection.mark & bit == 0 => continue,
+                // It was forbidden by somebody who is not asked any more; but not because a workload is gone: its
+                // interface may outlive its policy.
+                None => {
+                    let mut is_workloads = |address| exit(address) == Some(Exit::Workload);
+                    let Tuple { source, .. } = connection.original;
+                    if is_workloads(source) || is_workloads(connection.reply.source) {
+                        continue;
+                    }
+                    true
+                }
             };
             let wanted = if allowed { 0 } else { bit };
             if connection.mark & bit != wanted && self.set_mark(&connection, wanted, bit)? && !allowed {
                 marked += 1;
             }
         }
+        self.marks = !nobody;
         Ok(marked)
     }
 
@@ -193,10 +239,11 @@ impl Conntrack {
 }
 
 /// What policy says of the connection; `None` when it is not asked.
-fn verdict(
+fn verdict<'i>(
     program: &Program,
     homes: &BTreeMap<IpAddr, &EndpointId>,
     own: &BTreeSet<IpAddr>,
+    exit: &mut dyn FnMut(IpAddr) -> Option<Exit<'i>>,
     connection: &Connection,
 ) -> Option<bool> {
     let Tuple {
@@ -207,24 +254,104 @@ fn verdict(
         ..
     } = connection.original;
     let destination = connection.reply.source;
-    if own.contains(&source) || own.contains(&destination) {
-        return None;
-    }
-    let packet = Packet {
+    // Where it went before its destination was translated, and where it goes.
+    let [asked, translated] = [
+        (
+            connection.original.destination,
+            connection.original.destination_port,
+        ),
+        (
+            destination,
+            connection.reply.source_port.filter(|_| source_port.is_some()),
+        ),
+    ]
+    .map(|(dst, dst_port)| Packet {
         src: source,
-        dst: destination,
+        dst,
         protocol: Protocol(protocol),
         src_port: source_port,
-        dst_port: connection.reply.source_port.filter(|_| source_port.is_some()),
+        dst_port,
         icmp: icmp.map(|(kind, code)| Icmp { kind, code }),
-    };
+    });
+    let is_own = [source, destination].map(|address| own.contains(&address));
+    let by_hosts = by_hosts(program, homes, is_own, exit, [&asked, &translated]);
+    if is_own.contains(&true) {
+        return by_hosts;
+    }
     let ask = |address: &IpAddr, direction| {
         let id = homes.get(address)?;
-        Some(interpret(program, id, direction, &packet).allowed)
+        Some(interpret(program, id, direction, &translated).allowed)
     };
     let egress = ask(&source, Direction::Egress);
     let ingress = ask(&destination, Direction::Ingress);
-    (egress.is_some() || ingress.is_some()).then(|| egress.unwrap_or(true) && ingress.unwrap_or(true))
+    let answers = [egress, ingress, by_hosts];
+    (answers.iter().any(Option::is_some)).then(|| answers.iter().all(|answer| *answer != Some(false)))
+}
+
+/// What host endpoints say of the connection; `None` when none is on its way.
+fn by_hosts<'i>(
+    program: &Program,
+    homes: &BTreeMap<IpAddr, &EndpointId>,
+    [from_here, to_here]: [bool; 2],
+    exit: &mut dyn FnMut(IpAddr) -> Option<Exit<'i>>,
+    [asked, translated]: [&Packet; 2],
+) -> Option<bool> {
+    let hosts = &program.hosts;
+    if hosts.is_empty() || from_here && to_here {
+        return None;
+    }
+    let mut way = |address: IpAddr| {
+        if homes.contains_key(&address) {
+            return Some(Exit::Workload);
+        }
+        exit(address)
+    };
+    let name = |way: Option<Exit<'i>>| match way? {
+        Exit::Interface(interface) => hosts.of_interface(interface),
+        Exit::Here | Exit::Workload => None,
+    };
+    let passage = if from_here {
+        Passage::Output(name(way(translated.dst)))
+    } else {
+        let (arrives, leaves) = (way(translated.src), way(translated.dst));
+        if to_here || leaves == Some(Exit::Here) {
+            Passage::Input(name(arrives))
+        } else {
+            Passage::Forward(name(arrives), name(leaves))
+        }
+    };
+    // A connection that was found in its middle may stand here the wrong way round.
+    let back = Packet {
+        src: translated.dst,
+        dst: translated.src,
+        src_port: translated.dst_port,
+        dst_port: translated.src_port,
+        ..*translated
+    };
+    let is_failsafe = |direction: Direction| {
+        let covers = |direction, packet| hosts.failsafe.covers(Stage::Normal, direction, packet);
+        covers(direction, translated) || covers(direction.opposite(), &back)
+    };
+    let mut is_asked = false;
+    for (name, direction, stages) in passage.chains() {
+        let Some(name) = name else { continue };
+        is_asked = true;
+        if !matches!(passage, Passage::Forward(..)) && is_failsafe(direction) {
+            continue;
+        }
+        for stage in stages {
+            let packet = match stage {
+                Stage::Untracked | Stage::PreDnat => asked,
+                Stage::Forward | Stage::Normal => translated,
+            };
+            match interpret_host(program, name, *stage, direction, packet).outcome {
+                Outcome::Continue => {}
+                Outcome::Allow => break,
+                Outcome::Deny => return Some(false),
+            }
+        }
+    }
+    is_asked.then_some(true)
 }
 
 /// The messages of a datagram: type, sequence number, body.
@@ -410,6 +537,105 @@ mod tests {
         assert_eq!(connection.reply.source_port, Some(8080));
         assert_eq!(connection.mark, 7);
         assert_eq!(connection.identity, original);
+    }
+
+    /// A node with the uplink `up0`, one workload, and host policy that lets TCP 443 in and nothing out.
+    fn guarded() -> Program {
+        let objects = [
+            serde_json::json!({"kind": "HostEndpoint", "metadata": {"name": "up", "labels": {"role": "host"}},
+                "spec": {"node": "n", "interfaceName": "up0"}}),
+            serde_json::json!({"kind": "GlobalNetworkPolicy", "metadata": {"name": "g"}, "spec": {"selector": "role == 'host'",
+                "ingress": [{"action": "Allow", "protocol": "TCP", "destination": {"ports": [443]}}],
+                "types": ["Ingress", "Egress"]}}),
+            serde_json::json!({"kind": "GlobalNetworkPolicy", "metadata": {"name": "f"}, "spec": {"selector": "role == 'host'",
+                "applyOnForward": true, "order": 1, "types": ["Egress"],
+                "egress": [{"action": "Deny", "protocol": "TCP", "destination": {"ports": [25]}}, {"action": "Allow"}]}}),
+        ];
+        let resources: Vec<_> = (objects.iter())
+            .map(|object| policy::resource::Resource::from_json(object).unwrap())
+            .collect();
+        let (model, problems) = policy::model::Model::from_resources(&resources);
+        assert_eq!(problems, []);
+        let (interfaces, _) = model.host_interfaces("n", &BTreeMap::new(), "cali");
+        let hosts = policy::compile::LocalHosts {
+            interfaces,
+            failsafe: model.failsafe("n"),
+        };
+        policy::compile::compile_node(&model, &BTreeSet::new(), hosts)
+    }
+
+    #[test]
+    fn connections_of_the_host_are_asked_about_where_they_pass() {
+        let program = guarded();
+        let own = BTreeSet::from([IpAddr::from([192, 0, 2, 1])]);
+        let ask = |from: [u8; 4], from_port: u16, to: [u8; 4], port: u16| {
+            let original = Tuple {
+                source: from.into(),
+                destination: to.into(),
+                protocol: 6,
+                source_port: Some(from_port),
+                destination_port: Some(port),
+                icmp: None,
+            };
+            let reply = Tuple {
+                source: to.into(),
+                destination: from.into(),
+                source_port: Some(port),
+                destination_port: Some(from_port),
+                ..original
+            };
+            let connection = Connection {
+                original,
+                reply,
+                mark: 0,
+                identity: Vec::new(),
+            };
+            let mut exit = |address: IpAddr| match address {
+                IpAddr::V4(address) => match address.octets() {
+                    [10, ..] => Some(Exit::Workload),
+                    [198, ..] => Some(Exit::Interface("other0")),
+                    [224, ..] => Some(Exit::Here),
+                    _ => Some(Exit::Interface("up0")),
+                },
+                IpAddr::V6(_) => None,
+            };
+            verdict(&program, &BTreeMap::new(), &own, &mut exit, &connection)
+        };
+        let (host, outside) = ([192, 0, 2, 1], [203, 0, 113, 9]);
+        assert_eq!(ask(outside, 4000, host, 443), Some(true));
+        assert_eq!(ask(outside, 4000, host, 80), Some(false));
+        assert_eq!(ask(host, 4000, outside, 25), Some(false));
+        assert_eq!(ask(host, 4000, outside, 80), Some(true));
+        assert_eq!(ask(outside, 4000, host, 22), Some(true), "failsafe");
+        assert_eq!(
+            ask(host, 22, outside, 4000),
+            Some(true),
+            "failsafe, found by its answer"
+        );
+        assert_eq!(
+            ask([198, 51, 100, 1], 4000, host, 80),
+            None,
+            "by another interface"
+        );
+        assert_eq!(ask(host, 4000, [10, 0, 0, 1], 25), None, "to its own workload");
+        assert_eq!(ask(host, 4000, host, 80), None, "to itself");
+        assert_eq!(
+            ask(outside, 4000, [224, 0, 0, 251], 443),
+            Some(true),
+            "to everybody on the link"
+        );
+        assert_eq!(ask(outside, 4000, [224, 0, 0, 251], 80), Some(false));
+        assert_eq!(ask([10, 0, 0, 1], 4000, outside, 25), Some(false), "forwarded");
+        assert_eq!(
+            ask([10, 0, 0, 1], 4000, outside, 22),
+            Some(true),
+            "no failsafe on the way"
+        );
+        assert_eq!(
+            ask(outside, 4000, [10, 0, 0, 1], 25),
+            Some(true),
+            "only what leaves is forbidden"
+        );
     }
 
     #[test]

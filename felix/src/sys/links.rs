@@ -9,9 +9,11 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMe
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::LinkUnspec;
 
+use super::conntrack;
 use super::rtnl::{Error, Outcome, Rtnl};
 
 /// A hardware address.
@@ -206,6 +208,74 @@ pub fn addresses_by_interface(rtnl: &mut Rtnl) -> Result<BTreeMap<String, BTreeS
         addresses.entry(name.clone()).or_default().extend(local);
     }
     Ok(addresses)
+}
+
+/// Where the host would send a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Out of the interface with this number.
+    Interface(u32),
+    /// To itself; also what is for everybody on a link.
+    Here,
+}
+
+/// Where the host would send a packet for this address; `None`: nowhere.
+///
+/// # Errors
+/// See [`Error`]; that there is no route is none.
+pub fn exit(rtnl: &mut Rtnl, address: IpAddr) -> Result<Option<Exit>, Error> {
+    let mut message = RouteMessage::default();
+    let (family, length, destination) = match address {
+        IpAddr::V4(address) => (AddressFamily::Inet, 32, RouteAddress::Inet(address)),
+        IpAddr::V6(address) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(address)),
+    };
+    message.header.address_family = family;
+    message.header.destination_prefix_length = length;
+    message.attributes.push(RouteAttribute::Destination(destination));
+    let answer = match rtnl.ask(RouteNetlinkMessage::GetRoute(message)) {
+        Ok(RouteNetlinkMessage::NewRoute(answer)) => answer,
+        Ok(_) | Err(Error::Refused { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !matches!(answer.header.kind, RouteType::Unicast) {
+        return Ok(Some(Exit::Here));
+    }
+    Ok(answer.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(Exit::Interface(*index)),
+        _ => None,
+    }))
+}
+
+/// The names of interfaces.
+///
+/// # Errors
+/// See [`Error`].
+pub fn names_by_index(rtnl: &mut Rtnl) -> Result<BTreeMap<u32, String>, Error> {
+    let links = links(rtnl)?;
+    Ok((links.into_values().map(|link| (link.index, link.name))).collect())
+}
+
+/// Which way an address is, by the host's routes, for [`super::conntrack::Conntrack::judge`]. Interfaces whose names
+/// begin with `prefix` are workloads'.
+pub fn way<'n>(
+    rtnl: &mut Rtnl,
+    names: &'n BTreeMap<u32, String>,
+    prefix: &str,
+    address: IpAddr,
+) -> Option<conntrack::Exit<'n>> {
+    match exit(rtnl, address) {
+        Ok(Some(Exit::Here)) => Some(conntrack::Exit::Here),
+        Ok(Some(Exit::Interface(index))) => match names.get(&index)?.as_str() {
+            "lo" => Some(conntrack::Exit::Here),
+            name if name.starts_with(prefix) => Some(conntrack::Exit::Workload),
+            name => Some(conntrack::Exit::Interface(name)),
+        },
+        Ok(None) => None,
+        Err(error) => {
+            tracing::debug!(%error, %address, "cannot look up a route");
+            None
+        }
+    }
 }
 
 /// The address that the attribute says the interface has.

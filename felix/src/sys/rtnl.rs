@@ -176,6 +176,35 @@ impl Rtnl {
         Err(Error::Unsteady)
     }
 
+    /// The one answer that `message` asks for.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn ask(&mut self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage, Error> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        let mut datagram = Vec::new();
+        append(&mut datagram, message, NLM_F_REQUEST, sequence);
+        self.socket.send(&datagram, 0)?;
+        loop {
+            for message in self.receive()? {
+                if message.header.sequence_number != sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => return Ok(inner),
+                    NetlinkPayload::Error(error) => {
+                        return Err(Error::Refused {
+                            source: error.to_io(),
+                            detail: extended_ack(&error.header),
+                        });
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// `None` when the table changed meanwhile.
     fn dump_once(&mut self, message: RouteNetlinkMessage) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
         self.sequence = self.sequence.wrapping_add(1);

@@ -283,7 +283,9 @@ fn cut() {
         node.delete("globalnetworkpolicies/web");
         eventually("open again", || a.connect(to, 81).is_some());
     }
-    assert!(node.agent().status().counters.connections_cut >= 2);
+    eventually("the cut connections are counted", || {
+        node.agent().status().counters.connections_cut >= 2
+    });
 }
 
 /// Sends a numbered datagram every half millisecond until told to stop; returns how many.

@@ -23,7 +23,7 @@ use datastore::key::Key;
 use felix::calc::{Desired, LocalRoute, World, calculate};
 use felix::config::AgentConfig;
 use felix::nft::Engine;
-use felix::sys::conntrack::Conntrack;
+use felix::sys::conntrack::{Conntrack, Host};
 use felix::sys::links::{self, Mac, Neighbour};
 use felix::sys::netns::NetNs;
 use felix::sys::rtnl::Rtnl;
@@ -340,9 +340,14 @@ impl Site {
     pub(crate) fn judge(&mut self, meaning: &Meaning) -> u64 {
         let own = links::own_addresses(&mut self.rtnl).unwrap();
         let mut conntrack = Conntrack::open().unwrap();
-        conntrack
-            .judge(&meaning.desired.program, &own, self.config.cut_mark)
-            .unwrap()
+        let names = links::names_by_index(&mut self.rtnl).unwrap();
+        let (rtnl, prefix) = (&mut self.rtnl, &self.config.interface_prefix);
+        let mut exit = |address| links::way(rtnl, &names, prefix, address);
+        let mut host = Host {
+            own: &own,
+            exit: &mut exit,
+        };
+        (conntrack.judge(&meaning.desired.program, &mut host, self.config.cut_mark)).unwrap()
     }
 
     /// A number that no packet had before.

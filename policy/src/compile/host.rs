@@ -47,6 +47,12 @@ impl Hosts {
     pub fn is_empty(&self) -> bool {
         self.endpoints.is_empty()
     }
+
+    /// The host endpoint that speaks for an interface, which must be neither the loopback nor a workload's.
+    pub fn of_interface(&self, interface: &str) -> Option<&str> {
+        let named = self.interfaces.get(interface);
+        named.or(self.others.as_ref()).map(String::as_str)
+    }
 }
 
 /// A host endpoint of this node.
