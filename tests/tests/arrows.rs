@@ -37,6 +37,10 @@ const PURE: &[(&str, &[&str])] = &[
     ("datastore/src/ipam/model.rs", &[]),
     ("datastore/src/ipam/pools.rs", &[]),
     ("datastore/src/key.rs", &[]),
+    ("datastore/src/hub/copy.rs", &[]),
+    ("datastore/src/hub/identity.rs", &[]),
+    ("datastore/src/hub/rules.rs", &[]),
+    ("datastore/src/hub/view.rs", &[]),
     ("datastore/src/mirror/core.rs", &[]),
     ("margay/src/node/peering", &[]),
 ];

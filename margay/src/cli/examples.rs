@@ -116,6 +116,15 @@ Examples:
 It needs CAP_NET_ADMIN, CAP_NET_BIND_SERVICE for the BGP port, and CAP_SYS_ADMIN to enter the namespaces of workloads.
 When it stops, however it stops, the kernel keeps routes and policy; `margay node cleanup` takes them away.";
 
+pub(super) const HUB: &str = "\
+Examples:
+  margay hub --config /etc/margay/hub.toml
+  margay hub --datastore etcd://127.0.0.1:2379 --cert hub.pem --key hub-key.pem --ca ca.pem
+  margay node run --datastore 'hub://hub1/?cacert=ca.pem&cert=node.pem&key=node-key.pem'
+
+A node's name is the common name of its certificate.
+It is shown what it needs and writes what is its own.";
+
 pub(super) const WORKLOAD_ATTACH: &str = "\
 Examples:
   ip netns add web && margay workload attach web --netns web --label role=web

@@ -11,6 +11,7 @@ mod diff;
 pub(crate) mod examples;
 mod explain;
 mod flows;
+mod hub;
 mod ipam;
 mod migrate;
 mod node;
@@ -53,7 +54,8 @@ struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// The datastore: sqlite:///path for one machine, etcd://host:2379,host2:2379 or https://host:2379 for a cluster.
+    /// The datastore: sqlite:///path for one machine, etcd://host:2379,host2:2379 or https://host:2379 for a cluster,
+    /// hub://host:5473 for one by way of a hub.
     /// When not given: ETCD_ENDPOINTS, else sqlite:///var/lib/margay/margay.db
     #[arg(
         long,
@@ -126,6 +128,9 @@ enum Verb {
     /// The BGP speaker of this node, or one that runs alone
     #[command(subcommand)]
     Bgp(bgp::BgpVerb),
+    /// Follow a cluster's datastore once, for all its nodes (hub://host:5473)
+    #[command(after_help = examples::HUB)]
+    Hub(hub::HubArgs),
     /// Addresses: pools, blocks, allocations
     #[command(subcommand)]
     Ipam(ipam::IpamVerb),
@@ -188,6 +193,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Selector(args) => selector::run(&args),
         Verb::Validate(args) => resources::validate(&args),
         Verb::Node(node::NodeVerb::Run(args)) => node::run_daemon(&global, &args),
+        Verb::Hub(args) => hub::run(&global, &args),
         Verb::Bgp(bgp::BgpVerb::Run(args)) => bgp::run_speaker(&global, &args),
         verb => {
             crate::logging::init(
@@ -223,6 +229,7 @@ async fn dispatch(global: &Global, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Lab(_)
         | Verb::Probe(_)
         | Verb::Demo(_)
+        | Verb::Hub(_)
         | Verb::Completions(_)
         | Verb::Version
         | Verb::Selector(_)

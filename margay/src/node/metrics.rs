@@ -85,13 +85,13 @@ pub(super) fn render(scrape: &Scrape<'_>) -> String {
     text
 }
 
-fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
+pub(crate) fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
     let metric = Gauge::<i64>::default();
     metric.set(i64::try_from(value).unwrap_or(i64::MAX));
     registry.register(name, help, metric);
 }
 
-fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+pub(crate) fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
     let metric = Counter::<u64>::default();
     metric.inc_by(value);
     registry.register(name, help, metric);

@@ -20,7 +20,7 @@ pub mod autodetect;
 mod cluster;
 mod copy;
 mod flows;
-mod metrics;
+pub(crate) mod metrics;
 mod peering;
 mod report;
 mod workloads;
@@ -227,7 +227,7 @@ pub(crate) fn router_sessions(
 }
 
 /// Opens the store, waiting for one that is not there yet.
-async fn open(url: &str) -> anyhow::Result<Arc<dyn Store>> {
+pub(crate) async fn open(url: &str) -> anyhow::Result<Arc<dyn Store>> {
     let mut wait = Duration::from_millis(100);
     for attempt in 1.. {
         match datastore::open_with(url, &crate::cli::variable).await {

@@ -1,4 +1,5 @@
-//! Hosts that share an etcd: one policy for both, addresses from one pool, and what happens while the store is away.
+//! Hosts that share a store, an etcd or one behind a hub: one policy for both, addresses from one pool, and what happens
+//! while the store is away.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -15,8 +16,33 @@ pub(crate) fn cases() -> Vec<Case> {
             goes_on_while_its_store_is_away,
         )
         .needs(&["etcd", "nft"]),
+        Case::new("hub_between_a_store_and_its_hosts", goes_on_without_its_hub).needs(&["nft"]),
     ]
 }
+
+/// As [`CLUSTER`], with a store that only the hub can read.
+const BEHIND_HUB: &str = "
+name: hub
+topology:
+  defaults:
+    kind: linux
+    sysctls: {net.ipv4.ip_forward: 1}
+  nodes:
+    switch: {kind: bridge}
+    store:
+      env: {MARGAY_DATASTORE: 'sqlite:///var/lib/margay/cluster.db'}
+      exec: [ip address add 192.0.2.9/24 dev eth1]
+    host1:
+      env: {MARGAY_DATASTORE: 'hub://192.0.2.9/?plaintext=allow&node=host1'}
+      exec: [ip address add 192.0.2.1/24 dev eth1]
+    host2:
+      env: {MARGAY_DATASTORE: 'hub://192.0.2.9/?plaintext=allow&node=host2'}
+      exec: [ip address add 192.0.2.2/24 dev eth1]
+  links:
+    - endpoints: ['switch:p1', 'host1:eth1']
+    - endpoints: ['switch:p2', 'host2:eth1']
+    - endpoints: ['switch:p3', 'store:eth1']
+";
 
 const CLUSTER: &str = "
 name: cluster
@@ -154,7 +180,7 @@ impl Cluster {
 }
 
 fn goes_on_while_its_store_is_away() -> anyhow::Result<()> {
-    let cluster = Cluster::raise()?;
+    let cluster = Cluster::raise(CLUSTER)?;
     let (host1, host2) = (cluster.node("host1")?, cluster.node("host2")?);
     let mut store = cluster.start_store()?;
     let _first = cluster.start_daemon("host1")?;
@@ -271,6 +297,99 @@ fn goes_on_while_its_store_is_away() -> anyhow::Result<()> {
         endpoints["items"].as_array().map(Vec::len) == Some(2),
         "{endpoints}"
     );
+    second.kill()?;
+    Ok(())
+}
+
+fn goes_on_without_its_hub() -> anyhow::Result<()> {
+    let cluster = Cluster::raise(BEHIND_HUB)?;
+    let (store, host1, host2) = (
+        cluster.node("store")?,
+        cluster.node("host1")?,
+        cluster.node("host2")?,
+    );
+    let mut hub = cluster.start_hub()?;
+    cluster.apply(&store)?;
+    let _first = cluster.start_daemon("host1")?;
+    let mut second = cluster.start_daemon("host2")?;
+    for host in ["host1", "host2"] {
+        cluster.wait_for(host, "it has the store and its neighbour", |status| {
+            status["datastoreInSync"] == true && status["bgp"]["established"] == 1
+        })?;
+    }
+    let friend = cluster.attach("host1", "friend")?;
+    let stranger = cluster.attach("host1", "stranger")?;
+    let shy = cluster.attach("host2", "shy")?;
+    let callers = [
+        Spot::workload(&host1.workload("friend"), vec![friend]),
+        Spot::workload(&host1.workload("stranger"), vec![stranger]),
+    ];
+    let called = [Spot::workload(&host2.workload("shy"), vec![shy])];
+    let _listener = called[0].listen(&[80])?;
+    let check = |wanted: &str, when: &str| {
+        let mut last = String::new();
+        let look = || {
+            last = Matrix::probe(&callers, &called, 80)?.to_string();
+            Ok((last == wanted).then_some(()))
+        };
+        let as_wanted = until(&format!("policy is in force: {when}"), look);
+        as_wanted.with_context(|| last.clone())
+    };
+    check(ALLOWED, "by way of the hub")?;
+
+    // A node writes what is its own, and sees of others what it needs.
+    let refused = host1
+        .command("margay")
+        .args(["delete", "globalnetworkpolicy", "no-visitors"])
+        .output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        !refused.status.success() && said.contains("nodes do not write GlobalNetworkPolicy"),
+        "{said}"
+    );
+    let endpoints = |host: &Node| -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(
+            &host.run(&["margay", "get", "wep", "-A", "-o", "json"])?,
+        )?)
+    };
+    let seen = endpoints(&host1)?;
+    let items = seen["items"].as_array().context("items")?;
+    ensure!(items.len() == 3, "{seen}");
+    for item in items {
+        let own = item["spec"]["node"] == "host1";
+        ensure!(item["spec"]["workload"].is_string() == own, "{item}");
+        ensure!(item["spec"]["ipNetworks"].is_array(), "{item}");
+    }
+
+    // The hub dies: forwarding goes on, also with a new daemon, and what needs the store says so.
+    hub.kill()?;
+    check(ALLOWED, "the hub is dead")?;
+    second.kill()?;
+    second = cluster.start_daemon("host2")?;
+    cluster.wait_for("host2", "it goes by its copy", |status| {
+        status["datastoreCopy"].is_string() && status["dataplane"]["inSync"] == true
+    })?;
+    check(ALLOWED, "the hub is dead, the daemon is new")?;
+    let refused = host2
+        .command("margay")
+        .args(["workload", "detach", "shy"])
+        .output()?;
+    ensure!(!refused.status.success(), "nothing can be written down");
+
+    // It is back: so is everybody, and what changed meanwhile.
+    store.run(&["margay", "delete", "globalnetworkpolicy", "no-visitors"])?;
+    let _hub = cluster.start_hub()?;
+    for host in ["host1", "host2"] {
+        cluster.wait_for(host, "it has the store back", |status| {
+            status["datastoreInSync"] == true && status["datastoreCopy"].is_null()
+        })?;
+    }
+    check("friend: shy=ok\nstranger: shy=ok\n", "the hub is back")?;
+    until("a workload is detached by way of the new hub", || {
+        let done = host2.run(&["margay", "workload", "detach", "shy"]);
+        Ok(done.is_ok().then_some(()))
+    })?;
+    ensure!(endpoints(&store)?["items"].as_array().map(Vec::len) == Some(2));
     second.kill()?;
     Ok(())
 }
