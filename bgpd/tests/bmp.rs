@@ -202,7 +202,7 @@ async fn a_station_is_told_sessions_routes_before_and_after_policy_and_the_best(
         .until(|message| match &message.message_body {
             BmpMessageBody::PeerUpNotification(up) => {
                 let header = message.per_peer_header.as_ref().unwrap();
-                (header.peer_type != BmpPeerType::LocalRib).then(|| (header.clone(), up.clone()))
+                (header.peer_type != BmpPeerType::LocalRib).then(|| (*header, up.clone()))
             }
             _ => None,
         })

@@ -56,7 +56,7 @@ impl Tools {
 }
 
 fn shared() -> anyhow::Result<()> {
-    let cluster = Cluster::raise()?;
+    let cluster = Cluster::with_etcd()?;
     let _store = cluster.start_store()?;
     let _daemon = cluster.start_daemon("host1")?;
     let tools = Tools {

@@ -91,8 +91,13 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn raise() -> anyhow::Result<Self> {
-        let mut topology = Topology::parse(Path::new("/nowhere/cluster.clab.yml"), CLUSTER, &|_| None)?;
+    /// Hosts around an etcd.
+    pub(crate) fn with_etcd() -> anyhow::Result<Self> {
+        Self::raise(CLUSTER)
+    }
+
+    fn raise(topology: &str) -> anyhow::Result<Self> {
+        let mut topology = Topology::parse(Path::new("/nowhere/cluster.clab.yml"), topology, &|_| None)?;
         add_probe(&mut topology)?;
         let options = Options {
             margay: Some(margay_tests::harness::margay()?),
@@ -122,6 +127,25 @@ impl Cluster {
             .launch("etcd")
             .args(arguments)
             .start(Some(&log))?)
+    }
+
+    /// The hub, where the store is. It answers once its own view of the store is whole.
+    fn start_hub(&self) -> anyhow::Result<Process> {
+        let log = self.folder.path().join("hub.log");
+        let node = self.node("store")?;
+        let hub = node
+            .launch("margay")
+            .args(["hub", "--plaintext"])
+            .start(Some(&log))?;
+        let ask = [
+            "margay",
+            "--datastore",
+            "hub://192.0.2.9/?plaintext=allow&node=host1",
+            "get",
+            "nodes",
+        ];
+        until("the hub answers", || Ok(node.run(&ask).ok()))?;
+        Ok(hub)
     }
 
     pub(crate) fn start_daemon(&self, host: &str) -> anyhow::Result<Process> {
@@ -180,7 +204,7 @@ impl Cluster {
 }
 
 fn goes_on_while_its_store_is_away() -> anyhow::Result<()> {
-    let cluster = Cluster::raise(CLUSTER)?;
+    let cluster = Cluster::with_etcd()?;
     let (host1, host2) = (cluster.node("host1")?, cluster.node("host2")?);
     let mut store = cluster.start_store()?;
     let _first = cluster.start_daemon("host1")?;
