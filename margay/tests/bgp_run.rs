@@ -27,8 +27,10 @@ const CASES: [(&str, fn()); 4] = [
         without_addresses,
     ),
     ("a_file_with_a_mistake_starts_nothing", mistake),
-    ("what_is_dumped_and_measured_others_can_read", told_to_others),
+    (READ_BY_GOBGP, told_to_others),
 ];
+
+const READ_BY_GOBGP: &str = "what_is_dumped_and_measured_others_can_read";
 
 fn main() -> ExitCode {
     if let Ok(case) = std::env::var(INSIDE) {
@@ -44,6 +46,10 @@ fn main() -> ExitCode {
         eprintln!("ignored: {reason}");
     }
     let trials = CASES.iter().map(|(name, _)| {
+        let lacks = READ_BY_GOBGP == *name && !(is_installed("gobgp") && is_installed("gobgpd"));
+        let missing = missing
+            .clone()
+            .or(lacks.then(|| "not installed: gobgp".to_owned()));
         let trial = Trial::test(*name, move || in_namespaces(name)).with_ignored_flag(missing.is_some());
         match &missing {
             Some(reason) => trial.with_kind(reason.clone()),
@@ -55,18 +61,21 @@ fn main() -> ExitCode {
 
 fn missing() -> Option<String> {
     for program in ["ip", "unshare", "nsenter"] {
-        let found = std::env::var_os("PATH").is_some_and(|path| {
-            std::env::split_paths(&path)
-                .chain(["/usr/sbin".into(), "/sbin".into()])
-                .any(|dir| dir.join(program).is_file())
-        });
-        if !found {
+        if !is_installed(program) {
             return Some(format!("no {program}"));
         }
     }
     let mut probe = unshared();
     let allowed = probe.arg("true").stderr(Stdio::null()).status();
     (!allowed.is_ok_and(|status| status.success())).then(|| "namespaces are not allowed here".to_owned())
+}
+
+fn is_installed(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path)
+            .chain(["/usr/sbin".into(), "/sbin".into()])
+            .any(|dir| dir.join(program).is_file())
+    })
 }
 
 fn unshared() -> Command {
@@ -586,22 +595,13 @@ export = "accept"
     let file = folder.path().join("table.mrt");
     a.tell(&["dump", "--mrt", file.to_str().unwrap()]);
     assert!(std::fs::metadata(&file).unwrap().len() > 100);
-    if which("gobgpd") && which("gobgp") {
-        taken_in_by_gobgp(folder.path(), &file);
-    } else {
-        eprintln!("gobgp is not installed: nobody else reads the dump here");
-    }
+    read_by_gobgp(folder.path(), &file);
     b.stop();
     a.stop();
 }
 
-fn which(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-}
-
 /// Its version 3 does not read the short form of MP_REACH_NLRI that RFC 6396 demands for IPv6, so there is none.
-fn taken_in_by_gobgp(folder: &Path, file: &Path) {
+fn read_by_gobgp(folder: &Path, file: &Path) {
     let config = folder.join("gobgpd.toml");
     std::fs::write(
         &config,
@@ -624,32 +624,27 @@ fn taken_in_by_gobgp(folder: &Path, file: &Path) {
             .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     };
     until("gobgpd answers", || gobgp(&["global"]).is_some());
-    assert!(gobgp(&["mrt", "inject", "global", file.to_str().unwrap()]).is_some());
-    let rib = || -> Value {
-        let text = gobgp(&["global", "rib", "-j"]).unwrap();
-        serde_json::from_str(&text).unwrap()
+    // What it reads, not what its daemon makes of it: the client may be gone before that has taken anything.
+    let read = gobgp(&["-d", "mrt", "inject", "global", file.to_str().unwrap()]).unwrap();
+    let line = |prefix: &str| {
+        let found = read
+            .lines()
+            .find(|line| line.contains(&format!("Prefix [{prefix}]")));
+        found.unwrap_or_else(|| panic!("{prefix}\n{read}")).to_owned()
     };
-    until("both routes are in", || {
-        rib().as_object().is_some_and(|routes| routes.len() == 2)
-    });
-    let attribute = |route: &Value, code: u64| {
-        let attributes = route[0]["attrs"].as_array().unwrap();
-        attributes
-            .iter()
-            .find(|a| a["type"] == code)
-            .cloned()
-            .unwrap_or_default()
-    };
-    let v4 = rib();
-    let route = &v4["198.51.100.0/25"];
-    assert_eq!(attribute(route, 2)["as_paths"][0]["asns"][0], 65002, "{v4}");
-    assert_eq!(attribute(route, 3)["nexthop"], "10.9.0.2", "{v4}");
-    assert_eq!(attribute(route, 4)["metric"], 42, "{v4}");
-    assert_eq!(
-        attribute(route, 8)["communities"][0],
-        (65002_u64 << 16) + 7,
-        "{v4}"
-    );
+    assert!(read.contains("Peers [[PEER ENTRY: ID [10.9.0.1]"), "{read}");
+    assert!(read.contains("Addr [10.9.0.2] AS [65002]"), "{read}");
+    assert!(line("192.0.2.0/24").contains("Nexthop: 0.0.0.0"), "{read}");
+    let learned = line("198.51.100.0/25");
+    for part in [
+        "PeerIndex [1]",
+        "65002 ",
+        "{Nexthop: 10.9.0.2}",
+        "{Med: 42}",
+        "{Communities: 65002:7}",
+    ] {
+        assert!(learned.contains(part), "{part}\n{read}");
+    }
     gobgpd.kill().unwrap();
     gobgpd.wait().unwrap();
 }
