@@ -95,7 +95,7 @@ impl Kernel {
     pub(super) fn read_routes(&mut self) -> Result<(), Error> {
         let dump = routetable::dump(&mut self.rtnl)?;
         self.counters.route_dumps += 1;
-        self.counters.route_repairs += self.routes.adopt(&dump);
+        self.counters.route_repairs += self.routes.adopt(dump);
         Ok(())
     }
 

@@ -1,6 +1,5 @@
 //! Routes as rtnetlink messages.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -70,13 +69,13 @@ pub(super) fn read(message: &RouteMessage) -> Option<(Key, Path)> {
                 RouteAttribute::MultiPath(hops) => Some(hops),
                 _ => None,
             });
-            Path::Via(match multipath {
-                Some(hops) => hops
-                    .iter()
-                    .map(|hop| (gateway(&hop.attributes), hop.interface_index))
-                    .collect(),
-                None => BTreeSet::from([(gateway(&message.attributes), interface(&message.attributes))]),
-            })
+            match multipath {
+                Some(hops) => Path::via(
+                    hops.iter()
+                        .map(|hop| (gateway(&hop.attributes), hop.interface_index)),
+                ),
+                None => Path::via([(gateway(&message.attributes), interface(&message.attributes))]),
+            }
         }
         _ => Path::Other,
     };

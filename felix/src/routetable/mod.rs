@@ -10,11 +10,16 @@
 //!
 //! [`RouteTable`] holds desired and actual state and computes messages; it does no I/O. `kernel` is the codec. A change of
 //! desired state marks its prefix dirty, and only dirty prefixes are compared; after a dump all are.
+//!
+//! There may be a hundred thousand learned routes and a hundred next hops: where a route leads is kept once for all routes that
+//! lead there, and messages are made as many at a time as are written.
 
 mod kernel;
+mod shared;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -23,6 +28,8 @@ use crate::agent::NextHop;
 use crate::config::ROUTE_METRIC;
 use crate::sys::links::Link;
 use crate::sys::rtnl::{Error, Outcome, Rtnl};
+
+use shared::Pool;
 
 pub use kernel::{is_of_main_table, key_of};
 
@@ -53,8 +60,11 @@ impl Class {
     }
 }
 
+/// Routes written at a time; their messages are in memory together.
+const WRITTEN: usize = 1024;
+
 /// Where a route leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Directly to the interface of that name.
     Device(String),
@@ -109,10 +119,11 @@ impl Key {
 }
 
 /// A target in the kernel's terms.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Path {
-    /// Gateways and interface numbers. A gateway's interface is left to the kernel where it is 0.
-    Via(BTreeSet<(Option<IpAddr>, u32)>),
+    /// Gateways and interface numbers, in order and each once ([`Path::via`]). A gateway's interface is left to the kernel
+    /// where it is 0.
+    Via(Vec<(Option<IpAddr>, u32)>),
     /// Packets vanish.
     Blackhole,
     /// Something the agent never writes.
@@ -120,6 +131,14 @@ pub enum Path {
 }
 
 impl Path {
+    /// Through these gateways and interfaces.
+    pub fn via(hops: impl IntoIterator<Item = (Option<IpAddr>, u32)>) -> Self {
+        let mut hops: Vec<_> = hops.into_iter().collect();
+        hops.sort_unstable();
+        hops.dedup();
+        Self::Via(hops)
+    }
+
     /// Whether a route that leads here is as good as `wanted`.
     fn satisfies(&self, wanted: &Path) -> bool {
         match (self, wanted) {
@@ -153,13 +172,47 @@ pub struct Done {
     pub deleted: u64,
 }
 
+/// What the classes want of one prefix, the winner first.
+#[derive(Debug, Default)]
+struct Wishes([Option<Arc<Target>>; 3]);
+
+impl Wishes {
+    const CLASSES: [Class; 3] = [Class::Local, Class::Blackhole, Class::Learned];
+
+    fn winner(&self) -> Option<(Class, &Arc<Target>)> {
+        let mut all = Self::CLASSES.into_iter().zip(&self.0);
+        all.find_map(|(class, target)| Some((class, target.as_ref()?)))
+    }
+
+    fn get(&self, class: Class) -> Option<&Arc<Target>> {
+        let mut all = Self::CLASSES.into_iter().zip(&self.0);
+        all.find(|(of, _)| *of == class)?.1.as_ref()
+    }
+
+    /// Gives what was there before.
+    fn set(&mut self, class: Class, target: Option<Arc<Target>>) -> Option<Arc<Target>> {
+        let mut all = Self::CLASSES.into_iter().zip(&mut self.0);
+        let (_, place) = all.find(|(of, _)| *of == class)?;
+        std::mem::replace(place, target)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(Option::is_none)
+    }
+}
+
+/// A target in the kernel's terms, or what it waits for.
+type Resolved = Result<Arc<Path>, String>;
+
 /// Desired and actual routes.
 #[derive(Debug, Default)]
 pub struct RouteTable {
     /// What is wanted, by prefix and class.
-    wanted: BTreeMap<IpNetwork, BTreeMap<Class, Target>>,
+    wanted: BTreeMap<IpNetwork, Wishes>,
     /// What of ours is in the kernel, as far as we know.
-    actual: BTreeMap<Key, Path>,
+    actual: BTreeMap<Key, Arc<Path>>,
+    targets: Pool<Target>,
+    paths: Pool<Path>,
     /// Prefixes whose two sides may differ.
     dirty: BTreeSet<IpNetwork>,
     /// Wanted, and not to be had now.
@@ -189,21 +242,22 @@ impl RouteTable {
 
     /// Wants (or, without a target, no longer wants) a route.
     pub fn want(&mut self, prefix: IpNetwork, class: Class, target: Option<Target>) {
-        let changed = match target {
-            Some(target) => {
-                let classes = self.wanted.entry(prefix).or_default();
-                classes.insert(class, target.clone()) != Some(target)
+        let target = target.map(|target| self.targets.share(target));
+        let changed = match (self.wanted.get_mut(&prefix), target) {
+            (None, None) => false,
+            (None, target) => {
+                let mut wishes = Wishes::default();
+                wishes.set(class, target);
+                self.wanted.insert(prefix, wishes);
+                true
             }
-            None => match self.wanted.get_mut(&prefix) {
-                Some(classes) => {
-                    let changed = classes.remove(&class).is_some();
-                    if classes.is_empty() {
-                        self.wanted.remove(&prefix);
-                    }
-                    changed
+            (Some(wishes), target) => {
+                let before = wishes.set(class, target.clone());
+                if wishes.is_empty() {
+                    self.wanted.remove(&prefix);
                 }
-                None => false,
-            },
+                before != target
+            }
         };
         if changed {
             self.dirty.insert(prefix);
@@ -215,7 +269,7 @@ impl RouteTable {
         let gone: Vec<IpNetwork> = self
             .wanted
             .iter()
-            .filter(|(prefix, classes)| classes.contains_key(&class) && !routes.contains_key(prefix))
+            .filter(|(prefix, wishes)| wishes.get(class).is_some() && !routes.contains_key(prefix))
             .map(|(prefix, _)| *prefix)
             .collect();
         for prefix in gone {
@@ -227,15 +281,10 @@ impl RouteTable {
     }
 
     /// Takes a dump as the truth. Returns how many routes of ours had changed without our doing.
-    pub fn adopt(&mut self, dump: &[RouteNetlinkMessage]) -> u64 {
+    pub fn adopt(&mut self, dump: impl IntoIterator<Item = (Key, Path)>) -> u64 {
         let mut found = BTreeMap::new();
-        for message in dump {
-            if let RouteNetlinkMessage::NewRoute(message) = message
-                && u8::from(message.header.protocol) == ROUTE_PROTOCOL
-                && let Some((key, path)) = kernel::read(message)
-            {
-                found.insert(key, path);
-            }
+        for (key, path) in dump {
+            found.insert(key, self.paths.share(path));
         }
         let lost = self
             .actual
@@ -274,8 +323,8 @@ impl RouteTable {
     /// Something changed on which the routes that failed, or lead to this interface, may depend.
     pub fn interface_changed(&mut self, name: &str) {
         self.retry();
-        for (prefix, classes) in &self.wanted {
-            let uses = match classes.values().next() {
+        for (prefix, wishes) in &self.wanted {
+            let uses = match wishes.winner().map(|(_, target)| &**target) {
                 Some(Target::Device(device)) => device == name,
                 Some(Target::NextHops(hops)) => hops.iter().any(|hop| hop.interface.as_deref() == Some(name)),
                 _ => false,
@@ -309,8 +358,8 @@ impl RouteTable {
 
     /// Whether the kernel has the route, with this class as its reason.
     pub fn is_installed(&self, prefix: &IpNetwork, class: Class) -> bool {
-        let winner = self.wanted.get(prefix).and_then(|classes| classes.keys().next());
-        winner == Some(&class)
+        let winner = self.wanted.get(prefix).and_then(Wishes::winner);
+        winner.is_some_and(|(winner, _)| winner == class)
             && self.actual.contains_key(&Key::ours(*prefix))
             && !self.dirty.contains(prefix)
             && !self.failed.contains_key(prefix)
@@ -318,9 +367,9 @@ impl RouteTable {
 
     /// Everything wanted, with its winner and whether the kernel has it.
     pub fn view(&self) -> impl Iterator<Item = (IpNetwork, Class, &Target, bool)> {
-        self.wanted.iter().filter_map(|(prefix, classes)| {
-            let (class, target) = classes.iter().next()?;
-            Some((*prefix, *class, target, self.is_installed(prefix, *class)))
+        self.wanted.iter().filter_map(|(prefix, wishes)| {
+            let (class, target) = wishes.winner()?;
+            Some((*prefix, class, &**target, self.is_installed(prefix, class)))
         })
     }
 
@@ -341,7 +390,7 @@ impl RouteTable {
             .collect()
     }
 
-    fn actual_of(&self, prefix: IpNetwork) -> impl Iterator<Item = (&Key, &Path)> {
+    fn actual_of(&self, prefix: IpNetwork) -> impl Iterator<Item = (&Key, &Arc<Path>)> {
         let first = Key {
             prefix,
             table: 0,
@@ -362,21 +411,23 @@ impl RouteTable {
         if keys.is_empty() {
             return Ok(Done::default());
         }
-        let messages = keys.iter().map(kernel::delete_message).collect();
         let mut done = Done::default();
-        for (key, outcome) in keys.iter().zip(rtnl.batch(messages)?) {
-            match outcome {
-                Ok(()) => done.deleted += 1,
-                // Somebody was quicker.
-                Err(error) if error.is(libc::ESRCH) || error.is(libc::ENOENT) => {}
-                Err(error) => {
-                    tracing::warn!(prefix = %key.prefix, %error, "cannot delete a route");
-                    self.failed.insert(key.prefix, error.to_string());
-                    continue;
+        for keys in keys.chunks(WRITTEN) {
+            let messages = keys.iter().map(kernel::delete_message).collect();
+            for (key, outcome) in keys.iter().zip(rtnl.batch(messages)?) {
+                match outcome {
+                    Ok(()) => done.deleted += 1,
+                    // Somebody was quicker.
+                    Err(error) if error.is(libc::ESRCH) || error.is(libc::ENOENT) => {}
+                    Err(error) => {
+                        tracing::warn!(prefix = %key.prefix, %error, "cannot delete a route");
+                        self.failed.insert(key.prefix, error.to_string());
+                        continue;
+                    }
                 }
+                self.actual.remove(key);
+                self.failed.remove(&key.prefix);
             }
-            self.actual.remove(key);
-            self.failed.remove(&key.prefix);
         }
         Ok(done)
     }
@@ -393,58 +444,74 @@ impl RouteTable {
         now: impl Fn(Class) -> bool,
     ) -> Result<Done, Error> {
         let mut plan = Vec::new();
+        // What a target comes to now, for as many routes as lead there.
+        let mut resolved: HashMap<Arc<Target>, Resolved> = HashMap::new();
+        let mut last: Option<(Arc<Target>, Resolved)> = None;
         for prefix in std::mem::take(&mut self.dirty) {
-            let winner = self.wanted.get(&prefix).and_then(|classes| classes.iter().next());
+            let winner = self.wanted.get(&prefix).and_then(Wishes::winner);
             let Some((class, target)) = winner else {
                 if self.actual_of(prefix).next().is_none() {
                     self.failed.remove(&prefix);
                 }
                 continue;
             };
-            let allowed = now(*class);
-            let path = match resolve(target, links) {
-                Ok(path) => path,
-                Err(reason) => {
-                    self.failed.insert(prefix, reason);
+            let allowed = now(class);
+            if last.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, target)) {
+                let path = resolved
+                    .entry(Arc::clone(target))
+                    .or_insert_with(|| resolve(target, links).map(|path| self.paths.share(path)));
+                last = Some((Arc::clone(target), path.clone()));
+            }
+            let path = match &last {
+                Some((_, Ok(path))) => path,
+                Some((_, Err(reason))) => {
+                    self.failed.insert(prefix, reason.clone());
                     continue;
                 }
+                None => continue,
             };
             let key = Key::ours(prefix);
             match self.actual.get(&key) {
-                Some(actual) if actual.satisfies(&path) => {
+                Some(actual) if Arc::ptr_eq(actual, path) || actual.satisfies(path) => {
                     self.failed.remove(&prefix);
                 }
                 _ if !allowed => {
                     self.dirty.insert(prefix);
                 }
-                actual => plan.push((key, path, actual.is_some())),
+                actual => plan.push((key, Arc::clone(path), actual.is_some())),
             }
         }
-        if plan.is_empty() {
-            return Ok(Done::default());
-        }
-        let messages = plan
-            .iter()
-            .map(|(key, path, exists)| kernel::write_message(key, path, *exists))
-            .collect();
-        let outcomes = match rtnl.batch(messages) {
-            Ok(outcomes) => outcomes,
-            Err(error) => {
-                self.dirty.extend(plan.iter().map(|(key, ..)| key.prefix));
-                return Err(error);
+        let mut done = Done::default();
+        let mut plan = plan.into_iter().peekable();
+        while plan.peek().is_some() {
+            let part: Vec<_> = plan.by_ref().take(WRITTEN).collect();
+            let messages = part
+                .iter()
+                .map(|(key, path, exists)| kernel::write_message(key, path, *exists))
+                .collect();
+            match rtnl.batch(messages) {
+                Ok(outcomes) => done.written += self.written(part, outcomes),
+                Err(error) => {
+                    self.dirty
+                        .extend(part.into_iter().chain(plan).map(|(key, ..)| key.prefix));
+                    return Err(error);
+                }
             }
-        };
-        Ok(self.written(plan, outcomes))
+        }
+        Ok(done)
     }
 
-    fn written(&mut self, plan: Vec<(Key, Path, bool)>, outcomes: Vec<Outcome>) -> Done {
-        let mut done = Done::default();
+    /// Takes in what became of routes; tells how many were written.
+    fn written(&mut self, plan: Vec<(Key, Arc<Path>, bool)>, outcomes: Vec<Outcome>) -> u64 {
+        let mut written = 0;
         for ((key, path, existed), outcome) in plan.into_iter().zip(outcomes) {
             match outcome {
                 Ok(()) => {
-                    done.written += 1;
+                    written += 1;
                     self.actual.insert(key, path);
-                    self.failed.remove(&key.prefix);
+                    if !self.failed.is_empty() {
+                        self.failed.remove(&key.prefix);
+                    }
                 }
                 Err(error) => {
                     let reason = if error.is(libc::EEXIST) && !existed {
@@ -458,7 +525,7 @@ impl RouteTable {
                 }
             }
         }
-        done
+        written
     }
 
     /// Everything of ours that is in the kernel, wanted or not; for a clean-up.
@@ -473,16 +540,17 @@ impl RouteTable {
 ///
 /// # Errors
 /// See [`Error`].
-pub fn dump(rtnl: &mut Rtnl) -> Result<Vec<RouteNetlinkMessage>, Error> {
+pub fn dump(rtnl: &mut Rtnl) -> Result<Vec<(Key, Path)>, Error> {
     let mut found = Vec::new();
     for request in kernel::dump_requests() {
-        found.extend(rtnl.dump(request)?);
+        // The request names our protocol, but a kernel without strict checking of dumps gives everybody's routes.
+        found.extend(rtnl.dump_map(request, |message| match message {
+            RouteNetlinkMessage::NewRoute(route) if u8::from(route.header.protocol) == ROUTE_PROTOCOL => {
+                kernel::read(&route)
+            }
+            _ => None,
+        })?);
     }
-    // The request names our protocol, but a kernel without strict checking of dumps gives everybody's routes.
-    found.retain(|message| {
-        matches!(message, RouteNetlinkMessage::NewRoute(route)
-            if u8::from(route.header.protocol) == ROUTE_PROTOCOL)
-    });
     Ok(found)
 }
 
@@ -495,20 +563,20 @@ fn resolve(target: &Target, links: &Links) -> Result<Path, String> {
     };
     match target {
         Target::Blackhole => Ok(Path::Blackhole),
-        Target::Device(name) => Ok(Path::Via(BTreeSet::from([(None, up(name)?)]))),
+        Target::Device(name) => Ok(Path::via([(None, up(name)?)])),
         Target::NextHops(hops) => {
-            let mut paths = BTreeSet::new();
+            let mut paths = Vec::with_capacity(hops.len());
             let mut waits = None;
             for hop in hops {
                 match hop.interface.as_deref().map_or(Ok(0), up) {
-                    Ok(index) => drop(paths.insert((Some(hop.address), index))),
+                    Ok(index) => paths.push((Some(hop.address), index)),
                     // The others carry the traffic meanwhile.
                     Err(reason) => drop(waits.get_or_insert(reason)),
                 }
             }
             match waits {
                 Some(reason) if paths.is_empty() => Err(reason),
-                _ => Ok(Path::Via(paths)),
+                _ => Ok(Path::via(paths)),
             }
         }
     }

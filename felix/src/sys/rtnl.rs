@@ -6,7 +6,6 @@
 //! connection, because acknowledgements overflow the receive buffer and the stream waits for ever. And a socket inside
 //! a workload's namespace must be made and used by a thread that entered it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-/// Messages in one datagram. The acknowledgements of a datagram must fit the receive buffer.
+/// Messages in one datagram. The answers to a datagram must fit the receive buffer, also when every message is refused.
 const BATCH: usize = 128;
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -124,12 +123,16 @@ impl Rtnl {
             let first = self.sequence.wrapping_add(1);
             let mut datagram = Vec::new();
             let mut count = 0u32;
-            for (message, flags) in rest.by_ref().take(BATCH) {
+            let mut part = rest.by_ref().take(BATCH).peekable();
+            while let Some((message, flags)) = part.next() {
                 self.sequence = self.sequence.wrapping_add(1);
+                // The kernel works through a datagram in order and tells what it refuses without being asked. So the answer to
+                // the last message says that all the others were done.
+                let asks = if part.peek().is_none() { NLM_F_ACK } else { 0 };
                 append(
                     &mut datagram,
                     message,
-                    NLM_F_REQUEST | NLM_F_ACK | flags,
+                    NLM_F_REQUEST | asks | flags,
                     self.sequence,
                 );
                 count += 1;
@@ -140,27 +143,27 @@ impl Rtnl {
         Ok(outcomes)
     }
 
-    /// Reads until every message of the datagram has its answer.
+    /// Reads until the last message of the datagram has its answer.
     fn acknowledgements(&mut self, first: u32, count: u32) -> Result<Vec<Outcome>, Error> {
-        let mut answers: BTreeMap<u32, Outcome> = BTreeMap::new();
-        while answers.len() < count as usize {
+        let mut outcomes: Vec<Outcome> = (0..count).map(|_| Ok(())).collect();
+        let mut answered = false;
+        while !answered {
             for message in self.receive()? {
                 let offset = message.header.sequence_number.wrapping_sub(first);
                 if let NetlinkPayload::Error(error) = message.payload
-                    && offset < count
+                    && let Some(outcome) = outcomes.get_mut(offset as usize)
                 {
-                    let outcome = match error.code {
-                        None => Ok(()),
-                        Some(_) => Err(Error::Refused {
+                    if error.code.is_some() {
+                        *outcome = Err(Error::Refused {
                             source: error.to_io(),
                             detail: extended_ack(&error.header),
-                        }),
-                    };
-                    answers.insert(offset, outcome);
+                        });
+                    }
+                    answered |= offset + 1 == count;
                 }
             }
         }
-        Ok(answers.into_values().collect())
+        Ok(outcomes)
     }
 
     /// Everything that `message` asks for. Messages that cannot be decoded are left out and counted in the log.
@@ -168,8 +171,20 @@ impl Rtnl {
     /// # Errors
     /// See [`Error`].
     pub fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        self.dump_map(message, Some)
+    }
+
+    /// As [`Rtnl::dump`], keeping of each message only what `read` makes of it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn dump_map<T>(
+        &mut self,
+        message: RouteNetlinkMessage,
+        mut read: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         for _ in 0..DUMP_TRIES {
-            if let Some(found) = self.dump_once(message.clone())? {
+            if let Some(found) = self.dump_once(message.clone(), &mut read)? {
                 return Ok(found);
             }
         }
@@ -206,7 +221,11 @@ impl Rtnl {
     }
 
     /// `None` when the table changed meanwhile.
-    fn dump_once(&mut self, message: RouteNetlinkMessage) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
+    fn dump_once<T>(
+        &mut self,
+        message: RouteNetlinkMessage,
+        mut read: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         let mut datagram = Vec::new();
@@ -221,7 +240,7 @@ impl Rtnl {
                 }
                 steady &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::InnerMessage(inner) => found.extend(read(inner)),
                     NetlinkPayload::Done(done) if done.code < 0 => {
                         return Err(Error::Refused {
                             source: io::Error::from_raw_os_error(-done.code),

@@ -4,12 +4,14 @@
 //! Batches coalesce: what has arrived while the last was written is one netlink batch. Nobody watches the kernel here; links
 //! and routes are looked at anew every [`AUDIT`], and what somebody removed meanwhile is written again.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bgpd::RouteChange;
-use felix::routetable::{self, Class, RouteTable, Target};
+use felix::agent::NextHop;
+use felix::routetable::{self, Class, Links, RouteTable, Target};
 use felix::sys::links;
 use felix::sys::rtnl::{Error, Rtnl};
 
@@ -38,6 +40,7 @@ impl Kernel {
             rtnl: Rtnl::open().context("cannot open a route socket")?,
             routes: RouteTable::new(),
             audited: Instant::now(),
+            names_interfaces: false,
         };
         let left = writer.audit().context("cannot list routes")?;
         let (told, inbox) = channel();
@@ -65,14 +68,17 @@ struct Writer {
     rtnl: Rtnl,
     routes: RouteTable,
     audited: Instant,
+    /// A next hop has named an interface, so these must be known.
+    names_interfaces: bool,
 }
 
 impl Writer {
     fn audit(&mut self) -> Result<usize, Error> {
         let dump = routetable::dump(&mut self.rtnl)?;
-        self.routes.adopt(&dump);
+        let found = dump.len();
+        self.routes.adopt(dump);
         self.audited = Instant::now();
-        Ok(dump.len())
+        Ok(found)
     }
 
     fn run(mut self, inbox: &Receiver<Told>) {
@@ -103,8 +109,9 @@ impl Writer {
         match told {
             Told::Changes(changes) => {
                 for change in changes {
-                    let hops: std::collections::BTreeSet<_> =
+                    let hops: BTreeSet<NextHop> =
                         change.next_hops.into_iter().map(super::to_kernel).collect();
+                    self.names_interfaces |= hops.iter().any(|hop| hop.interface.is_some());
                     let target = (!hops.is_empty()).then_some(Target::NextHops(hops));
                     self.routes.want(change.prefix, Class::Learned, target);
                 }
@@ -118,7 +125,11 @@ impl Writer {
             self.audit()?;
         }
         if self.routes.is_dirty() {
-            let links = links::links(&mut self.rtnl)?;
+            // Most next hops are addresses that the kernel finds by itself.
+            let links = match self.names_interfaces {
+                true => links::links(&mut self.rtnl)?,
+                false => Links::new(),
+            };
             self.routes.remove(&mut self.rtnl)?;
             self.routes.add(&mut self.rtnl, &links, |_| true)?;
         }
