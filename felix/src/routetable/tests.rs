@@ -88,7 +88,7 @@ fn learned_routes_of_the_agent_before_stay_until_bgp_is_in_sync_and_local_ones_d
         ),
         echo(&local, &Path::Via([(None, 7)].into())),
     ];
-    table.adopt(dump.clone());
+    table.adopt(dump);
     assert_eq!(table.removals(), [local]);
     table.learned_in_sync();
     assert_eq!(table.removals(), [local, learned]);
