@@ -20,3 +20,4 @@ pub mod render;
 pub mod routetable;
 pub mod status;
 pub mod sys;
+pub mod trace;

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use ipnetwork::IpNetwork;
 use policy::model::{EndpointId, Model};
 use tokio::sync::{Notify, watch};
 
+use crate::nft;
 use crate::status::{RouteView, Status};
 
 /// One change of the store, as a mirror of it sees it. Deletions of a resync are told one by one.
@@ -113,6 +114,8 @@ pub(crate) struct Shared {
     pub(crate) routes: ArcSwap<Vec<RouteView>>,
     /// Written by the agent.
     pub(crate) model: ArcSwap<Model>,
+    /// Written by the agent when it starts.
+    pub(crate) tracer: OnceLock<nft::Tracer>,
 }
 
 impl Shared {
@@ -187,6 +190,11 @@ impl AgentHandle {
     /// What the agent's table was made from last.
     pub fn model(&self) -> Arc<Model> {
         self.shared.model.load_full()
+    }
+
+    /// The way to traces of packets; `None`: the agent has not started.
+    pub fn tracer(&self) -> Option<nft::Tracer> {
+        self.shared.tracer.get().cloned()
     }
 
     /// A counter that moves whenever [`AgentHandle::status`] was renewed.

@@ -92,6 +92,8 @@ impl Owner {
         published: watch::Sender<u64>,
     ) -> io::Result<Self> {
         let mut kernel = Kernel::open()?;
+        // Nobody else has set it: an agent is opened once.
+        let _ = shared.tracer.set(kernel.writer.tracer());
         let monitor = Monitor::open(kernel.rtnl.port())?;
         // Whatever happened between the dump and the subscription.
         kernel.read_links().map_err(io::Error::other)?;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::dump::{Actual, RuleCounter, TableState, read, read_counters, read_table};
+use super::dump::{Actual, PlacedRule, RuleCounter, TableState, read, read_counters, read_rules, read_table};
 use super::encode::{Batch, TABLE_OWNER, TABLE_PERSIST};
 use super::plan::{differences, plan};
 use super::ruleset::{Invalid, Object, Table};
@@ -414,6 +414,14 @@ impl Engine {
             }
         }
         Ok(counters)
+    }
+
+    /// The rules of a chain, with the numbers that the kernel's traces call them by.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn rules(&mut self, chain: &str) -> io::Result<Vec<PlacedRule>> {
+        read_rules(&mut self.socket, &self.table, chain)
     }
 
     /// The counts that rewriting these chains is about to lose. A chain that cannot be read loses them.

@@ -81,6 +81,17 @@ pub struct RuleCounter {
     pub bytes: u64,
 }
 
+/// A rule as the kernel counts and calls it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedRule {
+    /// The kernel's number for it, by which traces call it.
+    pub handle: u64,
+    /// Comment of the rule as the renderer gave it; empty: none.
+    pub comment: String,
+    /// Packets and bytes that it counted, where it counts.
+    pub counted: Option<(u64, u64)>,
+}
+
 /// Reads the table of this name.
 pub(super) fn read(socket: &mut Socket, table: &str) -> io::Result<Actual> {
     let mut actual = Actual {
@@ -238,24 +249,11 @@ fn dump_rules<T>(
 
 /// The counters of a chain's rules. A rule without a counter has none.
 pub(super) fn read_counters(socket: &mut Socket, table: &str, chain: &str) -> io::Result<Vec<RuleCounter>> {
-    /// `NFTA_EXPR_NAME`, `_DATA`; `NFTA_COUNTER_BYTES`, `_PACKETS`.
-    const NAME: u16 = 1;
-    const DATA: u16 = 2;
-    const BYTES: u16 = 1;
-    const PACKETS: u16 = 2;
     let mut all: Vec<RuleCounter> = Vec::new();
     let rules = dump_rules(socket, table, chain, |attributes| {
         let comment = rule_comment(attributes)?;
         let (text, _) = split_comment(&comment)?;
-        let mut counters = attributes.nested(RULE_EXPRESSIONS).filter_map(|(_, expression)| {
-            let expression = Attributes(expression);
-            let data = expression.nested(DATA);
-            let counter = expression.text(NAME).as_deref() == Some("counter");
-            counter
-                .then(|| Some((data.be64(PACKETS)?, data.be64(BYTES)?)))
-                .flatten()
-        });
-        let (packets, bytes) = counters.next()?;
+        let (packets, bytes) = counted(attributes)?;
         Some((text.to_owned(), packets, bytes))
     })?;
     for (comment, packets, bytes) in rules {
@@ -272,6 +270,36 @@ pub(super) fn read_counters(socket: &mut Socket, table: &str, chain: &str) -> io
         }
     }
     Ok(all)
+}
+
+/// The rules of a chain, in order.
+pub(super) fn read_rules(socket: &mut Socket, table: &str, chain: &str) -> io::Result<Vec<PlacedRule>> {
+    /// `NFTA_RULE_HANDLE`.
+    const HANDLE: u16 = 3;
+    dump_rules(socket, table, chain, |attributes| {
+        let comment = rule_comment(attributes).unwrap_or_default();
+        let text = split_comment(&comment).map_or("", |(text, _)| text);
+        Some(PlacedRule {
+            handle: attributes.be64(HANDLE)?,
+            comment: text.to_owned(),
+            counted: counted(attributes),
+        })
+    })
+}
+
+fn counted(rule: Attributes<'_>) -> Option<(u64, u64)> {
+    /// `NFTA_EXPR_NAME`, `_DATA`; `NFTA_COUNTER_BYTES`, `_PACKETS`.
+    const NAME: u16 = 1;
+    const DATA: u16 = 2;
+    const BYTES: u16 = 1;
+    const PACKETS: u16 = 2;
+    let counter = rule.nested(RULE_EXPRESSIONS).find_map(|(_, expression)| {
+        let expression = Attributes(expression);
+        let data = expression.nested(DATA);
+        (expression.text(NAME).as_deref() == Some("counter"))
+            .then(|| Some((data.be64(PACKETS)?, data.be64(BYTES)?)))
+    });
+    counter.flatten()
 }
 
 fn rule_comment(attributes: Attributes<'_>) -> Option<String> {

@@ -21,5 +21,5 @@ mod socket;
 mod writer;
 
 pub use apply::{Applied, ApplyError, Engine, Refusal};
-pub use dump::RuleCounter;
-pub use writer::{Options, Status, Writer};
+pub use dump::{PlacedRule, RuleCounter};
+pub use writer::{Options, Status, Trace, Tracer, Writer};

@@ -3,18 +3,22 @@
 //! The thread owns the [`Engine`], and with its socket the table. Requests come by a channel and are answered by
 //! another. Between them the thread looks at the generation of the ruleset, if the table cannot be owned: a change
 //! by others is undone without being asked, and shown in [`Writer::status`].
+//!
+//! A [`Tracer`] has chains added beside the table that is wanted, for a bounded time. They are part of what this thread
+//! compares and repairs, and the table without them is written when the time is over or the tracer's user goes away.
+//! When the whole process dies, the next one removes them like all chains that nobody asked for.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
 use super::apply::{Applied, ApplyError, Engine};
-use super::dump::RuleCounter;
-use super::ruleset::Table;
+use super::dump::{PlacedRule, RuleCounter};
+use super::ruleset::{Chain, Table};
 
 /// How the writer looks after the table.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +54,7 @@ pub struct Status {
 /// Handle of the writer thread. Dropping it ends the thread and leaves the table as it is.
 #[derive(Debug)]
 pub struct Writer {
-    requests: Option<mpsc::Sender<Request>>,
+    requests: Option<Arc<mpsc::Sender<Request>>>,
     status: watch::Receiver<Status>,
     thread: Option<JoinHandle<()>>,
 }
@@ -64,6 +68,9 @@ enum Request {
         oneshot::Sender<Result<Vec<RuleCounter>, ApplyError>>,
     ),
     Generation(oneshot::Sender<Result<u32, ApplyError>>),
+    Trace(Vec<Chain>, Duration, oneshot::Sender<Result<bool, ApplyError>>),
+    EndTrace,
+    Rules(String, oneshot::Sender<Result<Vec<PlacedRule>, ApplyError>>),
     Exists(oneshot::Sender<Result<bool, ApplyError>>),
     Teardown(oneshot::Sender<Result<(), ApplyError>>),
 }
@@ -85,6 +92,7 @@ impl Writer {
         let worker = Worker {
             engine,
             desired: None,
+            trace: None,
             options,
             publish,
         };
@@ -92,7 +100,7 @@ impl Writer {
             .name("nft-writer".into())
             .spawn(move || worker.run(&inbox))?;
         Ok(Writer {
-            requests: Some(requests),
+            requests: Some(Arc::new(requests)),
             status,
             thread: Some(thread),
         })
@@ -163,6 +171,13 @@ impl Writer {
         self.status.clone()
     }
 
+    /// The way to traces, for others than the writer's owner.
+    pub fn tracer(&self) -> Tracer {
+        Tracer {
+            requests: self.requests.as_ref().map(Arc::downgrade).unwrap_or_default(),
+        }
+    }
+
     async fn ask<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, ApplyError>>) -> Request,
@@ -175,6 +190,60 @@ impl Writer {
     fn send(&self, request: Request) -> Result<(), ApplyError> {
         let requests = self.requests.as_ref().ok_or(ApplyError::Closed)?;
         requests.send(request).map_err(|_| ApplyError::Closed)
+    }
+}
+
+/// Adds chains that trace packets, for a bounded time, and reads what the kernel calls its rules. It does not keep the
+/// writer alive.
+#[derive(Debug, Clone)]
+pub struct Tracer {
+    requests: Weak<mpsc::Sender<Request>>,
+}
+
+/// Chains that are in the kernel until this is dropped, or their time is over.
+#[derive(Debug)]
+pub struct Trace {
+    requests: Weak<mpsc::Sender<Request>>,
+}
+
+impl Tracer {
+    /// Adds chains beside the table that was applied last. `None`: somebody has some there already, or no table was
+    /// applied.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub async fn begin(&self, chains: Vec<Chain>, limit: Duration) -> Result<Option<Trace>, ApplyError> {
+        let begun = self.ask(|reply| Request::Trace(chains, limit, reply)).await?;
+        let requests = self.requests.clone();
+        Ok(begun.then_some(Trace { requests }))
+    }
+
+    /// The rules of a chain.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub async fn rules(&self, chain: &str) -> Result<Vec<PlacedRule>, ApplyError> {
+        self.ask(|reply| Request::Rules(chain.to_owned(), reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, ApplyError>>) -> Request,
+    ) -> Result<T, ApplyError> {
+        let (reply, answer) = oneshot::channel();
+        let requests = self.requests.upgrade().ok_or(ApplyError::Closed)?;
+        requests.send(request(reply)).map_err(|_| ApplyError::Closed)?;
+        drop(requests);
+        answer.await.map_err(|_| ApplyError::Closed)?
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        if let Some(requests) = self.requests.upgrade() {
+            // Without a writer nothing is left to be removed by it.
+            let _ = requests.send(Request::EndTrace);
+        }
     }
 }
 
@@ -192,6 +261,8 @@ struct Worker {
     engine: Engine,
     /// The table applied last, for repairs.
     desired: Option<Arc<Table>>,
+    /// Chains beside it, and until when.
+    trace: Option<(Vec<Arc<Chain>>, Instant)>,
     options: Options,
     publish: watch::Sender<Status>,
 }
@@ -200,13 +271,22 @@ impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Request>) {
         loop {
             let watching = self.desired.is_some() && !self.engine.owned();
-            let request = if watching {
-                inbox.recv_timeout(self.options.poll)
-            } else {
-                inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            let left = self
+                .trace
+                .as_ref()
+                .map(|(_, end)| end.saturating_duration_since(Instant::now()));
+            let poll = watching.then_some(self.options.poll);
+            let request = match left.into_iter().chain(poll).min() {
+                Some(wait) => inbox.recv_timeout(wait),
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match request {
                 Ok(request) => self.serve(request),
+                Err(RecvTimeoutError::Timeout)
+                    if self.trace.as_ref().is_some_and(|(_, end)| *end <= Instant::now()) =>
+                {
+                    self.end_trace();
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     let found = self.engine.drift();
                     // Nobody waits for this answer; errors are published.
@@ -221,7 +301,8 @@ impl Worker {
     fn serve(&mut self, request: Request) {
         match request {
             Request::Apply(desired, reply) => {
-                let result = self.engine.apply(&desired);
+                let whole = self.whole(&desired);
+                let result = self.engine.apply(&whole);
                 if result.is_ok() {
                     self.desired = Some(desired);
                 }
@@ -238,22 +319,68 @@ impl Worker {
             Request::Generation(reply) => {
                 let _ = reply.send(self.engine.generation().map_err(ApplyError::from));
             }
+            Request::Trace(chains, limit, reply) => {
+                let _ = reply.send(self.begin_trace(chains, limit));
+            }
+            Request::EndTrace => self.end_trace(),
+            Request::Rules(chain, reply) => {
+                let _ = reply.send(self.engine.rules(&chain).map_err(ApplyError::from));
+            }
             Request::Exists(reply) => {
                 let _ = reply.send(self.engine.exists());
             }
             Request::Teardown(reply) => {
                 self.desired = None;
+                self.trace = None;
                 let _ = reply.send(self.engine.teardown());
                 self.publish_owned();
             }
         }
     }
 
+    /// What should be in the kernel: the table that is wanted, and what traces need.
+    fn whole(&self, desired: &Arc<Table>) -> Arc<Table> {
+        let Some((chains, _)) = &self.trace else {
+            return Arc::clone(desired);
+        };
+        let mut whole = Table::clone(desired);
+        for chain in chains {
+            whole.chains.insert(chain.name.clone(), Arc::clone(chain));
+        }
+        Arc::new(whole)
+    }
+
+    fn begin_trace(&mut self, chains: Vec<Chain>, limit: Duration) -> Result<bool, ApplyError> {
+        let end = Instant::now().checked_add(limit);
+        let (Some(desired), None, Some(end)) = (self.desired.clone(), &self.trace, end) else {
+            return Ok(false);
+        };
+        self.trace = Some((chains.into_iter().map(Arc::new).collect(), end));
+        let whole = self.whole(&desired);
+        let applied = self.engine.apply(&whole);
+        if applied.is_err() {
+            self.trace = None;
+        }
+        self.publish_owned();
+        applied.map(|_| true)
+    }
+
+    fn end_trace(&mut self) {
+        if self.trace.take().is_some()
+            && let Some(desired) = self.desired.clone()
+            && let Err(error) = self.engine.apply(&desired)
+        {
+            // The next apply or audit takes them out.
+            tracing::warn!(%error, "the chains of a trace could not be removed yet");
+        }
+    }
+
     /// Undoes what others changed.
     fn repair(&mut self, found: Result<Vec<String>, ApplyError>) -> Result<Vec<String>, ApplyError> {
-        let repaired = found.and_then(|changed| match &self.desired {
-            Some(desired) => {
-                let applied = self.engine.apply(desired)?;
+        let whole = self.desired.as_ref().map(|desired| self.whole(desired));
+        let repaired = found.and_then(|changed| match whole {
+            Some(whole) => {
+                let applied = self.engine.apply(&whole)?;
                 Ok((changed, applied.messages > 0))
             }
             None => Ok((changed, false)),

@@ -31,6 +31,13 @@ const CT_NEW: u16 = 1 << 8;
 const CT_GET: u16 = (1 << 8) | 1;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_TIMEOUT: u16 = 7;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+const IPS_SEEN_REPLY: u32 = 1 << 1;
+const IPS_ASSURED: u32 = 1 << 2;
 const CTA_MARK: u16 = 8;
 const CTA_ZONE: u16 = 18;
 const CTA_MARK_MASK: u16 = 21;
@@ -72,8 +79,52 @@ struct Connection {
     original: Tuple,
     reply: Tuple,
     mark: u32,
+    status: u32,
+    timeout: Option<u32>,
+    tcp_state: Option<u8>,
     /// The attributes by which the kernel finds it again, as they came.
     identity: Vec<u8>,
+}
+
+/// A connection as people are told about it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tracked {
+    /// Who began it.
+    pub source: IpAddr,
+    /// With whom, before translation.
+    pub destination: IpAddr,
+    /// Who answers, after translation.
+    pub answered_by: IpAddr,
+    /// The protocol's number.
+    pub protocol: u8,
+    /// Port of the source.
+    pub source_port: Option<u16>,
+    /// Port of the destination, before translation.
+    pub destination_port: Option<u16>,
+    /// `ESTABLISHED` and so on, of TCP; else `REPLIED` or `UNREPLIED`.
+    pub state: String,
+    /// Seconds until it is forgotten.
+    pub timeout: Option<u32>,
+    /// `ct mark`.
+    pub mark: u32,
+    /// Whether it was cut because policy forbids it.
+    pub cut: bool,
+}
+
+/// Which connections are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Who began it.
+    pub source: IpAddr,
+    /// With whom, before or after translation.
+    pub destination: IpAddr,
+    /// The protocol's number.
+    pub protocol: u8,
+    /// Port of the source, if only one is meant.
+    pub source_port: Option<u16>,
+    /// Port of the destination, before or after translation.
+    pub destination_port: Option<u16>,
 }
 
 /// A socket to the kernel's connection table, in the namespace of the thread that opened it.
@@ -163,6 +214,39 @@ impl Conntrack {
         }
         self.marks = !nobody;
         Ok(marked)
+    }
+
+    /// The connections that are meant.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn find(&mut self, wanted: &Wanted, bit: u32) -> io::Result<Vec<Tracked>> {
+        let mut found = self.connections()?;
+        found.retain(|connection| {
+            let Connection { original, reply, .. } = connection;
+            let to = |address, port| {
+                wanted.destination == address
+                    && (wanted.destination_port.is_none() || wanted.destination_port == port)
+            };
+            original.source == wanted.source
+                && original.protocol == wanted.protocol
+                && (wanted.source_port.is_none() || wanted.source_port == original.source_port)
+                && (to(original.destination, original.destination_port)
+                    || to(reply.source, reply.source_port))
+        });
+        let tell = |connection: &Connection| Tracked {
+            source: connection.original.source,
+            destination: connection.original.destination,
+            answered_by: connection.reply.source,
+            protocol: connection.original.protocol,
+            source_port: connection.original.source_port,
+            destination_port: connection.original.destination_port,
+            state: state(connection).to_owned(),
+            timeout: connection.timeout,
+            mark: connection.mark,
+            cut: connection.mark & bit != 0,
+        };
+        Ok(found.iter().map(tell).collect())
     }
 
     fn connections(&mut self) -> io::Result<Vec<Connection>> {
@@ -354,6 +438,29 @@ fn by_hosts<'i>(
     is_asked.then_some(true)
 }
 
+/// What the kernel calls the state of a connection (`enum tcp_conntrack`).
+fn state(connection: &Connection) -> &'static str {
+    const TCP: [&str; 10] = [
+        "NONE",
+        "SYN_SENT",
+        "SYN_RECV",
+        "ESTABLISHED",
+        "FIN_WAIT",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "TIME_WAIT",
+        "CLOSE",
+        "SYN_SENT2",
+    ];
+    let of_tcp = connection.tcp_state.and_then(|state| TCP.get(usize::from(state)));
+    match of_tcp {
+        Some(state) => state,
+        None if connection.status & IPS_ASSURED != 0 => "ASSURED",
+        None if connection.status & IPS_SEEN_REPLY != 0 => "REPLIED",
+        None => "UNREPLIED",
+    }
+}
+
 /// The messages of a datagram: type, sequence number, body.
 fn messages(mut datagram: &[u8]) -> Vec<(u16, u32, &[u8])> {
     let mut found = Vec::new();
@@ -396,8 +503,10 @@ fn attributes(mut body: &[u8]) -> Vec<(u16, &[u8], &[u8])> {
 fn connection(body: &[u8]) -> Option<Connection> {
     let mut original = None;
     let mut reply = None;
-    let mut mark = 0;
+    let (mut mark, mut status) = (0, 0);
+    let (mut timeout, mut tcp_state) = (None, None);
     let mut identity = Vec::new();
+    let number = |value: &[u8]| Some(u32::from_be_bytes(value.try_into().ok()?));
     for (kind, value, whole) in attributes(body) {
         match kind {
             CTA_TUPLE_ORIG => {
@@ -407,12 +516,27 @@ fn connection(body: &[u8]) -> Option<Connection> {
             CTA_ZONE => identity.extend(whole),
             CTA_TUPLE_REPLY => reply = tuple(value),
             CTA_MARK => mark = u32::from_be_bytes(value.try_into().ok()?),
+            CTA_STATUS => status = number(value)?,
+            CTA_TIMEOUT => timeout = number(value),
+            CTA_PROTOINFO => {
+                let tcp = attributes(value)
+                    .into_iter()
+                    .find(|(kind, ..)| *kind == CTA_PROTOINFO_TCP);
+                let inner = tcp.map(|(_, value, _)| attributes(value)).unwrap_or_default();
+                let state = inner
+                    .into_iter()
+                    .find(|(kind, ..)| *kind == CTA_PROTOINFO_TCP_STATE);
+                tcp_state = state.and_then(|(_, value, _)| value.first().copied());
+            }
             _ => {}
         }
     }
     Some(Connection {
         original: original?,
         reply: reply?,
+        status,
+        timeout,
+        tcp_state,
         mark,
         identity,
     })
@@ -588,6 +712,9 @@ mod tests {
                 original,
                 reply,
                 mark: 0,
+                status: 0,
+                timeout: None,
+                tcp_state: None,
                 identity: Vec::new(),
             };
             let mut exit = |address: IpAddr| match address {

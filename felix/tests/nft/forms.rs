@@ -235,6 +235,7 @@ fn rules() -> Vec<Rule> {
             ]
             .into(),
         }),
+        r().then(Statement::Trace),
         r().then(Statement::SetMark(MarkSource::or(0x10))),
         r().then(Statement::SetMark(MarkSource::clear(0x10))),
         r().then(Statement::SetMark(MarkSource::Value(0))),

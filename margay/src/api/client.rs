@@ -93,17 +93,42 @@ impl Client {
         decode(&self.request(Method::POST, path, Some(body)).await?)
     }
 
+    /// `POST path` with a JSON body, of which the answer may take `longer` than others.
+    pub async fn post_patiently<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        longer: Duration,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Broken(error.to_string()))?;
+        decode(
+            &self
+                .request_within(Method::POST, path, Some(body), TIMEOUT + longer)
+                .await?,
+        )
+    }
+
     /// `DELETE path`.
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         decode(&self.request(Method::DELETE, path, None).await?)
     }
 
     async fn request(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Bytes, ClientError> {
-        match tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await {
+        self.request_within(method, path, body, TIMEOUT).await
+    }
+
+    async fn request_within(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        limit: Duration,
+    ) -> Result<Bytes, ClientError> {
+        match tokio::time::timeout(limit, self.exchange(method, path, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Broken(format!(
                 "no answer within {} s",
-                TIMEOUT.as_secs()
+                limit.as_secs()
             ))),
         }
     }

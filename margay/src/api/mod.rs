@@ -10,6 +10,7 @@ pub mod client;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+pub use felix::sys::conntrack::Tracked;
 use ipnetwork::IpNetwork;
 use policy::resource::QosControls;
 use serde::{Deserialize, Serialize};
@@ -213,6 +214,78 @@ pub struct FlowEnd {
     /// The WorkloadEndpoint, `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+}
+
+/// Asks the daemon to follow a packet through the kernel of its host (`POST /v1/trace`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct TraceRequest {
+    /// Who sends.
+    pub from: IpAddr,
+    /// Who is to receive.
+    pub to: IpAddr,
+    /// The protocol's number.
+    pub protocol: u8,
+    /// Source port; any, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
+    /// Destination port; any, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// How long to wait for such a packet; at most 60.
+    pub wait_seconds: u32,
+}
+
+/// What the kernel of one host says of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Traced {
+    /// The host.
+    pub node: String,
+    /// Tracked connections of the flow, before a packet was waited for.
+    pub connections: Vec<Tracked>,
+    /// The packet that came; none did, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packet: Option<TracedPacket>,
+}
+
+/// A packet's way through the tables of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TracedPacket {
+    /// What it met, in order.
+    pub steps: Vec<TraceStep>,
+    /// Whether a table dropped it.
+    pub dropped: bool,
+    /// It belongs to a connection that was accepted before, so no policy was asked.
+    pub established: bool,
+}
+
+/// Something that a packet met: a rule, or the end of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceStep {
+    /// The table; another's than `felix` is some other program's.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// What the rule says of itself; without it, the end of the chain or a rule that says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// What happens then: `accept`, `drop`, `jump NAME`.
+    pub verdict: String,
+    /// The policy or profile: `NetworkPolicy shop/web`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Its rule, counted from 1 in its direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<usize>,
+    /// File and line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Packets that the rule has counted, this one among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
 }
 
 /// One line of `GET /v1/flows`.

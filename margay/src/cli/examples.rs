@@ -66,8 +66,11 @@ Examples:
   margay explain --from shop/front --to 203.0.113.7 --proto udp --port 53
   margay explain --from client --to web --proto icmp --icmp 8
   margay explain --from client --to web --port 22 --check || echo closed
+  margay explain --from client --to web --port 80 --live --wait 20s
 
-The answer comes from the policies in the datastore, which the rules in the kernel are made of; no packet is sent.";
+The answer comes from the policies in the datastore, which the rules in the kernel are made of; no packet is sent.
+With --live the daemon of this host adds the tracked connections of the flow and follows the next such packet, rule by rule;
+exit status 1 when the kernel does something else than the model says.";
 
 pub(super) const FLOWS: &str = "\
 Examples:

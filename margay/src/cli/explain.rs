@@ -1,4 +1,4 @@
-//! `margay explain`: why a packet passes or not, from the model in the datastore.
+//! `margay explain`: why a packet passes or not, from the model in the datastore; with `--live` from the kernel too.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use policy::explain::{Query, explain};
 use policy::packet::{Icmp, IpVersion, Protocol};
 
 use super::output::{OutputArgs, emit, emit_structured};
-use super::{Global, world};
+use super::{Global, live, world};
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
@@ -26,7 +26,7 @@ pub(super) struct ExplainArgs {
     port: Option<u16>,
     /// Source port
     #[arg(long)]
-    source_port: Option<u16>,
+    pub(super) source_port: Option<u16>,
     /// ICMP type, and code after a slash: 8 or 3/4
     #[arg(long, value_name = "TYPE[/CODE]", value_parser = icmp)]
     icmp: Option<Icmp>,
@@ -35,9 +35,22 @@ pub(super) struct ExplainArgs {
     ipv6: bool,
     /// Exit with 1 when the packet does not pass
     #[arg(long)]
-    check: bool,
+    pub(super) check: bool,
+    /// Ask the kernel of this host too: tracked connections, and the way of the next such packet through all rules
+    #[arg(long)]
+    live: bool,
+    /// How long to wait for a packet with --live, at most 60 s; 0s: do not wait
+    #[arg(long, default_value = "10s", value_name = "SECONDS", value_parser = seconds, requires = "live")]
+    pub(super) wait: u32,
     #[command(flatten)]
-    output: OutputArgs,
+    pub(super) output: OutputArgs,
+}
+
+fn seconds(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('s').unwrap_or(text).parse().ok();
+    number
+        .filter(|seconds| *seconds <= 60)
+        .ok_or_else(|| format!("{text:?} is not a number of seconds from 0s to 60s"))
 }
 
 fn icmp(text: &str) -> Result<Icmp, String> {
@@ -64,6 +77,9 @@ pub(super) async fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<E
         ip_version: args.ipv6.then_some(IpVersion::V6),
     };
     let explanation = explain(&model, &query)?;
+    if args.live {
+        return live::run(global, &explanation, args).await;
+    }
     if !emit_structured(args.output.form, &explanation)? {
         emit(&explanation.to_string());
     }

@@ -13,6 +13,7 @@ mod explain;
 mod flows;
 mod hub;
 mod ipam;
+mod live;
 mod migrate;
 mod node;
 pub mod output;

@@ -13,7 +13,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Daemon;
@@ -54,6 +54,7 @@ fn socket_router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/workloads/{namespace}/{name}/{interface}", delete(detach))
         .route("/v1/routes", get(kernel_routes))
         .route("/v1/flows", get(super::flows::serve))
+        .route("/v1/trace", post(super::trace::serve))
         .merge(crate::bgp::api::router())
         .merge(public_routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))

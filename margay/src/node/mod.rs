@@ -23,6 +23,7 @@ mod flows;
 pub(crate) mod metrics;
 mod peering;
 mod report;
+mod trace;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -290,6 +291,10 @@ pub async fn cleanup() -> anyhow::Result<Vec<String>> {
 }
 
 impl Daemon {
+    pub(crate) fn node(&self) -> &str {
+        &self.options.name
+    }
+
     pub(crate) fn agent(&self) -> &AgentHandle {
         &self.agent
     }

@@ -7,6 +7,7 @@ mod daemon;
 mod flows;
 mod kill;
 mod lab;
+mod live;
 mod repair;
 mod reports;
 mod rig;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             routers::cases(),
             spoof::cases(),
             flows::cases(),
+            live::cases(),
         ]
         .concat(),
     )

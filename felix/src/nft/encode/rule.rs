@@ -30,6 +30,7 @@ const CMP_GTE: u32 = 5;
 
 /// `enum nft_meta_keys`, `enum nft_ct_keys`.
 const META_MARK: u32 = 3;
+const META_NFTRACE: u32 = 12;
 const CT_MARK: u32 = 3;
 
 /// `NFT_REG_1`, the first data register, and `NFT_REG32_00`, its first quarter.
@@ -209,6 +210,16 @@ impl Encoder {
                 });
             }
             Statement::Reject(reject) => self.reject(*reject),
+            Statement::Trace => {
+                self.expression("immediate", |b| {
+                    b.be32(1, REG_1);
+                    b.nest(2, |b| b.bytes(1, &[1]));
+                });
+                self.expression("meta", |b| {
+                    b.be32(2, META_NFTRACE);
+                    b.be32(3, REG_1);
+                });
+            }
             Statement::NoTrack => self.buffer.nest(1, |b| b.text(1, "notrack")),
             Statement::Masquerade => self.expression("masq", |_| {}),
         }

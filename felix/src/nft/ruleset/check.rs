@@ -299,6 +299,7 @@ impl Table {
             | Statement::SetCtMark(_)
             | Statement::Reject(_)
             | Statement::NoTrack
+            | Statement::Trace
             | Statement::Masquerade => Ok(()),
         }
     }

@@ -446,6 +446,8 @@ pub enum Statement {
     Reject(Reject),
     /// Leaves the packet out of connection tracking. Only before it, in raw chains.
     NoTrack,
+    /// Has the kernel tell (`NFNLGRP_NFTRACE`) which rules the packet meets from here on.
+    Trace,
     /// Replaces the source address by the one of the outgoing interface. Only in nat postrouting.
     Masquerade,
 }

@@ -176,6 +176,7 @@ impl Display for Statement {
             }
             Statement::Verdict(verdict) => verdict.fmt(f),
             Statement::Reject(reject) => reject.fmt(f),
+            Statement::Trace => f.write_str("meta nftrace set 1"),
             Statement::NoTrack => f.write_str("notrack"),
             Statement::Masquerade => f.write_str("masquerade"),
         }
