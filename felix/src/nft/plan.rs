@@ -15,7 +15,8 @@ use std::sync::Arc;
 use super::dump::{Actual, ActualChain};
 use super::encode::{Batch, EncodedRule, TABLE_OWNER, TABLE_PERSIST};
 use super::ruleset::{
-    Chain, Element, Invalid, Map, Match, Rule, Set, Sound, Statement, Table, Verdict, is_sound_after, ranges,
+    Chain, Element, Invalid, Map, Match, Rule, Set, Sound, Statement, Table, Verdict, is_sound_after,
+    leads_nowhere_new, map_leads_nowhere_new, ranges,
 };
 
 /// What is known once a plan is committed.
@@ -238,6 +239,15 @@ impl Actual {
                     .get(&chain.name)
                     .and_then(|before| before.written.as_ref());
                 before.is_some_and(|before| Arc::ptr_eq(before, chain))
+            },
+            ways: &|chain| {
+                let before = self.chains.get(&chain.name);
+                (before.and_then(|before| before.written.as_ref()))
+                    .is_some_and(|before| leads_nowhere_new(before, chain))
+            },
+            map_ways: &|map| {
+                let before = self.maps.get(&map.name);
+                before.is_some_and(|before| map_leads_nowhere_new(before, map))
             },
         })
     }

@@ -68,8 +68,12 @@ enum Request {
         oneshot::Sender<Result<Vec<RuleCounter>, ApplyError>>,
     ),
     Generation(oneshot::Sender<Result<u32, ApplyError>>),
-    Trace(Vec<Chain>, Duration, oneshot::Sender<Result<bool, ApplyError>>),
-    EndTrace,
+    Trace(
+        Vec<Chain>,
+        Duration,
+        oneshot::Sender<Result<Option<u64>, ApplyError>>,
+    ),
+    EndTrace(u64),
     Rules(String, oneshot::Sender<Result<Vec<PlacedRule>, ApplyError>>),
     Exists(oneshot::Sender<Result<bool, ApplyError>>),
     Teardown(oneshot::Sender<Result<(), ApplyError>>),
@@ -93,6 +97,7 @@ impl Writer {
             engine,
             desired: None,
             trace: None,
+            traces: 0,
             options,
             publish,
         };
@@ -204,6 +209,8 @@ pub struct Tracer {
 #[derive(Debug)]
 pub struct Trace {
     requests: Weak<mpsc::Sender<Request>>,
+    /// Which one it is: its chains may be gone already, and those of another there.
+    number: u64,
 }
 
 impl Tracer {
@@ -215,7 +222,7 @@ impl Tracer {
     pub async fn begin(&self, chains: Vec<Chain>, limit: Duration) -> Result<Option<Trace>, ApplyError> {
         let begun = self.ask(|reply| Request::Trace(chains, limit, reply)).await?;
         let requests = self.requests.clone();
-        Ok(begun.then_some(Trace { requests }))
+        Ok(begun.map(|number| Trace { requests, number }))
     }
 
     /// The rules of a chain.
@@ -242,7 +249,7 @@ impl Drop for Trace {
     fn drop(&mut self) {
         if let Some(requests) = self.requests.upgrade() {
             // Without a writer nothing is left to be removed by it.
-            let _ = requests.send(Request::EndTrace);
+            let _ = requests.send(Request::EndTrace(self.number));
         }
     }
 }
@@ -263,6 +270,8 @@ struct Worker {
     desired: Option<Arc<Table>>,
     /// Chains beside it, and until when.
     trace: Option<(Vec<Arc<Chain>>, Instant)>,
+    /// How many there were.
+    traces: u64,
     options: Options,
     publish: watch::Sender<Status>,
 }
@@ -322,7 +331,8 @@ impl Worker {
             Request::Trace(chains, limit, reply) => {
                 let _ = reply.send(self.begin_trace(chains, limit));
             }
-            Request::EndTrace => self.end_trace(),
+            Request::EndTrace(number) if number != self.traces => {}
+            Request::EndTrace(_) => self.end_trace(),
             Request::Rules(chain, reply) => {
                 let _ = reply.send(self.engine.rules(&chain).map_err(ApplyError::from));
             }
@@ -350,11 +360,12 @@ impl Worker {
         Arc::new(whole)
     }
 
-    fn begin_trace(&mut self, chains: Vec<Chain>, limit: Duration) -> Result<bool, ApplyError> {
+    fn begin_trace(&mut self, chains: Vec<Chain>, limit: Duration) -> Result<Option<u64>, ApplyError> {
         let end = Instant::now().checked_add(limit);
         let (Some(desired), None, Some(end)) = (self.desired.clone(), &self.trace, end) else {
-            return Ok(false);
+            return Ok(None);
         };
+        self.traces += 1;
         self.trace = Some((chains.into_iter().map(Arc::new).collect(), end));
         let whole = self.whole(&desired);
         let applied = self.engine.apply(&whole);
@@ -362,7 +373,7 @@ impl Worker {
             self.trace = None;
         }
         self.publish_owned();
-        applied.map(|_| true)
+        applied.map(|_| Some(self.traces))
     }
 
     fn end_trace(&mut self) {

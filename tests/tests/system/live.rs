@@ -25,7 +25,9 @@ spec:
 
 /// Asks while packets are sent; the answer, and the last step of the way.
 fn live(rig: &Rig, send: &dyn Fn() -> anyhow::Result<()>, more: &[&str]) -> anyhow::Result<Value> {
-    let mut args = vec!["explain", "--from", "a", "--to", "b", "--live", "--wait", "30s", "-o", "json"];
+    let mut args = vec![
+        "explain", "--from", "a", "--to", "b", "--live", "--wait", "30s", "-o", "json",
+    ];
     args.extend(more);
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| rig.margay("h1", &args));
@@ -34,13 +36,15 @@ fn live(rig: &Rig, send: &dyn Fn() -> anyhow::Result<()>, more: &[&str]) -> anyh
             send()?;
             std::thread::sleep(Duration::from_millis(100));
         }
-        let text = asked.join().map_err(|_| anyhow::anyhow!("the question panicked"))??;
+        let text = asked
+            .join()
+            .map_err(|_| anyhow::anyhow!("the question panicked"))??;
         serde_json::from_str(&text).context("JSON")
     })
 }
 
 fn followed() -> anyhow::Result<()> {
-    let rig = Rig::one()?;
+    let mut rig = Rig::one()?;
     let (a, b) = (rig.attach("h1", "a", "x")?, rig.attach("h1", "b", "shy")?);
     let to = b.v4()?;
     until("b is there", || Ok(a.pings(to)?.then_some(())))?;
@@ -56,7 +60,10 @@ fn followed() -> anyhow::Result<()> {
     rig.apply(POLICY)?;
     until("the policy is in force", || Ok((!a.pings(to)?).then_some(())))?;
     let closed = live(&rig, &ping, &["--proto", "icmp"])?;
-    ensure!(closed["allowed"] == false && closed["agrees"] == true, "{closed:#}");
+    ensure!(
+        closed["allowed"] == false && closed["agrees"] == true,
+        "{closed:#}"
+    );
     let steps = closed["kernel"]["packet"]["steps"].as_array().context("steps")?;
     let last = steps.last().context("a step")?;
     // The rule itself, and the tier's group on the way to it.
@@ -72,11 +79,38 @@ fn followed() -> anyhow::Result<()> {
     // Nothing is left of it in the table, and a packet that does not come is no error.
     let none = rig.margay(
         "h1",
-        &["explain", "--from", "a", "--to", "b", "--proto", "udp", "--port", "9", "--live", "--wait", "1s"],
+        &[
+            "explain", "--from", "a", "--to", "b", "--proto", "udp", "--port", "9", "--live", "--wait", "1s",
+        ],
     )?;
     ensure!(none.contains("no such packet came by here"), "{none}");
-    until("the chains of the trace are gone", || {
+    let traces = |rig: &Rig| -> anyhow::Result<bool> {
         let listing = rig.node("h1")?.run(&["nft", "list", "table", "inet", "felix"])?;
-        Ok((!listing.contains("nftrace")).then_some(()))
-    })
+        Ok(listing.contains("nftrace"))
+    };
+    until("the chains of the trace are gone", || {
+        Ok((!traces(&rig)?).then_some(()))
+    })?;
+
+    // Nor after whoever asked is gone, nor after the daemon is killed in the middle of it.
+    let asks = |rig: &Rig| {
+        let words = [
+            "explain", "--from", "a", "--to", "b", "--port", "9", "--live", "--wait", "60s",
+        ];
+        rig.node("h1")?.launch("margay").args(words).start(None)
+    };
+    let mut asking = asks(&rig)?;
+    until("a trace is there", || Ok(traces(&rig)?.then_some(())))?;
+    asking.kill()?;
+    until("nobody asks any more", || Ok((!traces(&rig)?).then_some(())))?;
+    let mut asking = asks(&rig)?;
+    until("a trace is there again", || Ok(traces(&rig)?.then_some(())))?;
+    rig.kill("h1")?;
+    asking.kill()?;
+    ensure!(traces(&rig)?, "the table does not outlive its daemon");
+    rig.start("h1")?;
+    until(
+        "the next daemon removes it",
+        || Ok((!traces(&rig)?).then_some(())),
+    )
 }

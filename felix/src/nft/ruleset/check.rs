@@ -82,6 +82,10 @@ pub(crate) struct Sound<'a> {
     pub(crate) set: &'a dyn Fn(&Arc<Set>) -> bool,
     pub(crate) map: &'a dyn Fn(&Arc<Map>) -> bool,
     pub(crate) chain: &'a dyn Fn(&Arc<Chain>) -> bool,
+    /// The chain is another one, and leads nowhere that it did not lead before.
+    pub(crate) ways: &'a dyn Fn(&Chain) -> bool,
+    /// The same of a map.
+    pub(crate) map_ways: &'a dyn Fn(&Map) -> bool,
 }
 
 /// Whether a string can name a table, chain, set or map: a letter, then letters, digits, `_`, `-` or `.`, at most
@@ -102,6 +106,8 @@ impl Table {
             set: &|_| false,
             map: &|_| false,
             chain: &|_| false,
+            ways: &|_| false,
+            map_ways: &|_| false,
         })
     }
 
@@ -133,7 +139,7 @@ impl Table {
             .iter()
             .filter(|(n, map)| **n != map.name || !(sound.map)(map))
         {
-            ways_changed = true;
+            ways_changed |= !(sound.map_ways)(map);
             let object = || Object::Map(name.clone());
             if *name != map.name || !is_name(name) || self.sets.contains_key(name) {
                 wrong(
@@ -149,7 +155,7 @@ impl Table {
             .iter()
             .filter(|(n, chain)| **n != chain.name || !(sound.chain)(chain))
         {
-            ways_changed = true;
+            ways_changed |= !(sound.ways)(chain);
             if *name != chain.name || !is_name(name) {
                 wrong(
                     Object::Chain(name.clone()),

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Base, Chain, ChainType, Hook, Invalid, Match, Object, Reject, Rule, Statement, Table, Verdict};
+use super::{
+    Base, Chain, ChainType, Hook, Invalid, Map, Match, Object, Reject, Rule, Statement, Table, Verdict,
+};
 
 /// Chains on one way, base chain included, that the kernel walks (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
@@ -104,6 +106,55 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Whether a chain in place of another leaves all ways as they are or fewer: it goes only where the other went, and has
+/// only such statements as the other had that do not fit everywhere. Then there is nothing to be checked anew, which
+/// would mean walking the whole table.
+pub(crate) fn leads_nowhere_new(before: &Chain, after: &Chain) -> bool {
+    let marks = |chain: &Chain| {
+        chain
+            .rules
+            .iter()
+            .flat_map(|rule| &rule.statements)
+            .any(is_limited)
+    };
+    let ways = |chain: &'_ Chain| -> BTreeSet<String> {
+        let statements = chain.rules.iter().flat_map(|rule| &rule.statements);
+        let mut found = BTreeSet::new();
+        for statement in statements {
+            match statement {
+                Statement::Verdict(verdict) => found.extend(verdict.target().map(str::to_owned)),
+                Statement::InlineVerdictMap { elements, .. } => {
+                    found.extend(elements.values().filter_map(Verdict::target).map(str::to_owned));
+                }
+                // A map has a name that no chain need have; with the sign none can.
+                Statement::VerdictMap { map, .. } => {
+                    found.insert(format!("@{map}"));
+                }
+                _ => {}
+            }
+        }
+        found
+    };
+    before.base == after.base && !marks(after) && ways(after).is_subset(&ways(before))
+}
+
+/// [`leads_nowhere_new`] of a map.
+pub(crate) fn map_leads_nowhere_new(before: &Map, after: &Map) -> bool {
+    let targets = |map: &'_ Map| -> BTreeSet<String> {
+        let targets = map.elements.values().filter_map(Verdict::target);
+        targets.map(str::to_owned).collect()
+    };
+    targets(after).is_subset(&targets(before))
+}
+
+/// Whether a statement does not fit everywhere.
+fn is_limited(statement: &Statement) -> bool {
+    matches!(
+        statement,
+        Statement::Masquerade | Statement::Reject(_) | Statement::Match(Match::ReversePath { .. })
+    )
+}
+
 /// The chains a rule can lead to, itself or through a map.
 fn targets<'a>(table: &'a Table, rule: &'a Rule) -> impl Iterator<Item = &'a str> {
     let each = move |statement: &'a Statement| -> Box<dyn Iterator<Item = &'a str> + 'a> {
@@ -137,5 +188,44 @@ fn fits(statement: &Statement, base: Base) -> bool {
             matches!(base.hook, Hook::Prerouting | Hook::Input | Hook::Forward)
         }
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(rules: impl IntoIterator<Item = Rule>) -> Chain {
+        rules.into_iter().fold(Chain::new("c"), Chain::rule)
+    }
+
+    #[test]
+    fn only_new_ways_make_the_whole_table_be_walked() {
+        let jump = |to: &str| Rule::new().verdict(Verdict::Jump(to.into()));
+        let map = |map: &str| {
+            Rule::new().then(Statement::VerdictMap {
+                fields: Vec::new(),
+                map: map.into(),
+            })
+        };
+        let before = chain([jump("a"), jump("b"), map("m")]);
+        let same = [
+            chain([jump("b"), jump("a")]),
+            chain([map("m"), Rule::new().verdict(Verdict::Drop)]),
+            chain([]),
+        ];
+        for after in same {
+            assert!(leads_nowhere_new(&before, &after), "{after:?}");
+        }
+        let other = [
+            chain([jump("c")]),
+            // Not the chain of that name.
+            chain([jump("m")]),
+            chain([map("a")]),
+            chain([Rule::new().then(Statement::Masquerade)]),
+        ];
+        for after in other {
+            assert!(!leads_nowhere_new(&before, &after), "{after:?}");
+        }
     }
 }

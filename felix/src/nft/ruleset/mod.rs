@@ -37,6 +37,7 @@ use policy::sorted::Sorted;
 
 pub use check::{COMMENT_MAX, Invalid, LOG_PREFIX_MAX, Object, is_name};
 pub(crate) use check::{Sound, is_sound_after};
+pub(crate) use graph::{leads_nowhere_new, map_leads_nowhere_new};
 pub use value::{CtStates, Element, IfName, KeyType, Octets, Value, ValueError};
 pub(crate) use value::{merged, ranges};
 
