@@ -209,8 +209,8 @@ fn place(model: &Model, comment: &str) -> Option<(String, usize, Option<String>)
             (key.clone(), policy.rules(direction), policy.origin.as_ref())
         }
         None => {
-            let (name, profile) =
-                (model.profiles.iter()).find(|(key, _)| PolicyKey::profile(key.as_str()).to_string() == name)?;
+            let (name, profile) = (model.profiles.iter())
+                .find(|(key, _)| PolicyKey::profile(key.as_str()).to_string() == name)?;
             let key = PolicyKey::profile(name);
             (key, Some(profile.rules(direction)), profile.origin.as_ref())
         }

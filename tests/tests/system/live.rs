@@ -93,11 +93,11 @@ fn followed() -> anyhow::Result<()> {
     })?;
 
     // Nor after whoever asked is gone, nor after the daemon is killed in the middle of it.
-    let asks = |rig: &Rig| {
+    let asks = |rig: &Rig| -> anyhow::Result<margay::lab::Process> {
         let words = [
             "explain", "--from", "a", "--to", "b", "--port", "9", "--live", "--wait", "60s",
         ];
-        rig.node("h1")?.launch("margay").args(words).start(None)
+        Ok(rig.node("h1")?.launch("margay").args(words).start(None)?)
     };
     let mut asking = asks(&rig)?;
     until("a trace is there", || Ok(traces(&rig)?.then_some(())))?;
