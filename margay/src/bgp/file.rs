@@ -136,6 +136,26 @@ enum FamilyWord {
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "true, false, \"none\", \"receive\", \"send\" or \"both\""
+)]
+enum AddPathSetting {
+    Switch(bool),
+    Word(AddPathWord),
+}
+
+impl From<AddPathSetting> for AddPathWord {
+    fn from(setting: AddPathSetting) -> Self {
+        match setting {
+            AddPathSetting::Switch(true) => Self::Both,
+            AddPathSetting::Switch(false) => Self::None,
+            AddPathSetting::Word(word) => word,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum AddPathWord {
     None,
@@ -216,7 +236,7 @@ struct Neighbor {
     allow_own_as: u8,
     max_prefix: Option<u32>,
     max_prefix_restart: Option<u64>,
-    add_path: Option<AddPathWord>,
+    add_path: Option<AddPathSetting>,
     add_path_count: Option<u8>,
     graceful_restart: Option<bool>,
     restart_time: Option<u64>,
@@ -506,7 +526,7 @@ fn neighbor_config(
         Some(time) => Some(Duration::from_secs(time)),
         None => peer.max_prefix_restart,
     };
-    let add_path = neighbor.add_path.unwrap_or(AddPathWord::None);
+    let add_path = neighbor.add_path.map_or(AddPathWord::None, AddPathWord::from);
     peer.add_path_receive = matches!(add_path, AddPathWord::Receive | AddPathWord::Both);
     if matches!(add_path, AddPathWord::Send | AddPathWord::Both) {
         peer.add_path_send = neighbor.add_path_count.unwrap_or(ADD_PATH_COUNT);
@@ -783,6 +803,29 @@ mod tests {
             let said = refused(&format!("{HEAD}{text}"));
             assert!(said.contains(part), "{said}\nhas no {part:?}");
         }
+    }
+
+    #[test]
+    fn several_paths_may_be_asked_for_by_a_word_or_a_switch() {
+        let both_ways = |setting: &str| {
+            let speaker = read(&format!(
+                "{HEAD}[[neighbor]]\naddress = \"10.0.0.2\"\nasn = \"internal\"\nadd-path = {setting}\n"
+            ))
+            .unwrap();
+            let peer = &speaker.config.peers[0];
+            (peer.add_path_receive, peer.add_path_send > 1)
+        };
+        assert_eq!(both_ways("true"), (true, true));
+        assert_eq!(both_ways("false"), (false, false));
+        assert_eq!(both_ways("\"receive\""), (true, false));
+        assert_eq!(both_ways("\"send\""), (false, true));
+        let wrong = refused(&format!(
+            "{HEAD}[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nadd-path = \"all\"\n"
+        ));
+        assert!(
+            wrong.contains("line 6") && wrong.contains("\"receive\""),
+            "{wrong}"
+        );
     }
 
     /// RFC 8212.
