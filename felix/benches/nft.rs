@@ -200,10 +200,49 @@ fn one_change(c: &mut Criterion) {
     engine.teardown().expect("removed");
 }
 
+/// What a node with a great table pays all the time, and when its agent comes back.
+fn large(c: &mut Criterion) {
+    let mut kept = table(10_000);
+    let mut engine = engine();
+    apply(&mut engine, &kept);
+    let mut count = 0;
+    let mut group = c.benchmark_group("10k chains, 100k rules");
+    group.sample_size(20).measurement_time(Duration::from_secs(3));
+    group.bench_function("one element of 10,000", |b| {
+        b.iter_custom(|times| {
+            timed(times, &mut count, |n| {
+                let big = Arc::make_mut(kept.sets.get_mut("s-big").expect("made above"));
+                big.elements
+                    .insert(Element::one(std::net::Ipv4Addr::from_bits(0x0b00_0000 + n)));
+                let start = Instant::now();
+                assert_eq!(apply(&mut engine, &kept), 1);
+                start.elapsed()
+            })
+        });
+    });
+    group.bench_function("has anything drifted", |b| {
+        b.iter(|| assert!(engine.drift().expect("asked").is_empty()));
+    });
+    group.sample_size(10);
+    group.bench_function("restart on the same table", |b| {
+        b.iter_batched(
+            || (),
+            |()| {
+                let mut engine = self::engine();
+                assert_eq!(apply(&mut engine, &kept), 0);
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+    engine.teardown().expect("removed");
+}
+
 fn all(c: &mut Criterion) {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run as root, or inside unshare -Urn");
     first_load(c);
     one_change(c);
+    large(c);
 }
 
 criterion_group!(benches, all);
