@@ -8,6 +8,7 @@ use policy::resource::{AllowedUse, IpPoolSpec, Object};
 
 use super::block::{ATTRIBUTE_IDENTITY, ATTRIBUTE_NODE, Attribute, Block};
 use super::claim::{ClaimState, Handle};
+use super::hints::Seen;
 use super::pools::{Asker, Config, Pool, rotate, select};
 use super::{ATTEMPTS, Error, Ipam, Result, busy, find_pool};
 use crate::key::{Family, Key};
@@ -146,8 +147,12 @@ impl Ipam {
         })
     }
 
-    /// One request, wherever its addresses have to come from.
-    pub(super) async fn assign_one(&self, request: &AssignRequest) -> Result<Vec<IpNetwork>> {
+    /// One request, wherever its addresses have to come from. `seen` was begun after it came.
+    pub(super) async fn assign_one(
+        &self,
+        request: &AssignRequest,
+        seen: &mut Seen,
+    ) -> Result<Vec<IpNetwork>> {
         let (facts, node_labels) = tokio::try_join!(self.facts(), self.node_labels(&request.node))?;
         let Facts {
             config,
@@ -174,7 +179,7 @@ impl Ipam {
                 wanted,
             };
             outcome = match select(&pools, family, &asker) {
-                Ok(pools) => self.fill(&context, family, &pools, &mut held).await,
+                Ok(pools) => self.fill(&context, family, &pools, &mut held, seen).await,
                 Err(reason) => Err(Error::NoPool {
                     family: number(family),
                     node: request.node.clone(),
@@ -214,6 +219,7 @@ impl Ipam {
         family: Family,
         pools: &[Pool],
         held: &mut BTreeSet<IpAddr>,
+        seen: &mut Seen,
     ) -> Result<()> {
         let node = context.request.node.as_str();
         let enough = |held: &BTreeSet<IpAddr>| of_family(held, family).count() >= context.wanted;
@@ -251,7 +257,8 @@ impl Ipam {
             // The node's places in the pools, from its first on. In a pool that is not nearly full a look at a few of
             // them saves listing all blocks.
             let mut tried: BTreeSet<IpNetwork> = claims.keys().copied().collect();
-            let (mut occupied, mut listed) = (0, false);
+            let (mut occupied, mut listed) = (0, seen.has(family));
+            tried.extend(seen.taken(family, node));
             'pools: for pool in pools {
                 for _ in 0..CLAIM_ATTEMPTS {
                     if enough(held) {
@@ -269,31 +276,32 @@ impl Ipam {
                         occupied += 1;
                         listed = occupied >= PROBES;
                         if listed {
-                            tried.extend(self.taken_blocks(family, node).await?);
+                            tried.extend(self.glance(family, seen).await?.taken(family, node));
                         }
                         continue;
                     }
                     if self.claim(node, block).await? {
                         own += 1;
                         self.take(context, family, block, Some(node), held).await?;
+                    } else {
+                        // Another node's since it was looked for, and perhaps to be borrowed from.
+                        seen.forget(family);
                     }
                 }
             }
         }
         if !enough(held) && !context.config.strict_affinity {
-            let blocks = self.all_blocks(family).await?;
-            let mut foreign: Vec<IpNetwork> = (blocks.iter())
-                .filter(|(cidr, block)| {
-                    in_pools(cidr) && block.node() != Some(node) && !block.unallocated.is_empty()
-                })
-                .map(|(cidr, _)| *cidr)
-                .collect();
+            let foreign = self.glance(family, seen).await?.foreign(family, node);
+            let mut foreign: Vec<IpNetwork> = foreign.filter(in_pools).collect();
             rotate(&mut foreign, node);
             for block in foreign {
                 if enough(held) {
                     break;
                 }
                 self.take(context, family, block, None, held).await?;
+                if !enough(held) {
+                    seen.exhausted(block);
+                }
             }
         } else if !enough(held) && hint.is_empty() {
             hint = "; strictAffinity keeps the node from other nodes' blocks";
@@ -339,6 +347,7 @@ impl Ipam {
             // An attempt that is in doubt may have taken all; then it has written the block just now.
             let terms = self.terms(context.config, context.reserved);
             let taken = block.allocate(missing, &context.attribute, &terms);
+            self.hints.set_full(cidr, missing > taken.len());
             if taken.is_empty() {
                 return Ok(());
             }
@@ -531,6 +540,7 @@ impl Ipam {
                 _ if block.is_empty() && block.affinity.is_none() => self.delete(&key, revision).await?,
                 _ => self.write(&key, &block, Expect::ModRevision(revision)).await?,
             };
+            self.hints.set_full(cidr, false);
             if written {
                 return Ok(all());
             }
@@ -600,6 +610,15 @@ impl Ipam {
 }
 
 impl AssignRequest {
+    /// Whether the two ask for the same, if neither has a history: where one finds no address, the other finds none.
+    pub(super) fn is_like(&self, other: &Self, sticky: bool) -> bool {
+        let what = |r: &Self| (r.num4, r.num6, r.usage, r.identity.clone().filter(|_| sticky));
+        self.node == other.node
+            && what(self) == what(other)
+            && self.pools == other.pools
+            && self.namespace_labels == other.namespace_labels
+    }
+
     pub(super) fn asker<'a>(&'a self, node_labels: &'a BTreeMap<String, String>) -> Asker<'a> {
         Asker {
             usage: self.usage,

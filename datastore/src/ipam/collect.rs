@@ -342,8 +342,12 @@ impl Ipam {
         }
         let apply = |object: &mut Object<IpamConfigurationSpec>| {
             let spec = &mut object.spec;
-            spec.strict_affinity = change.strict_affinity.or(spec.strict_affinity);
-            spec.max_blocks_per_host = limit.or(spec.max_blocks_per_host);
+            // What both have a place for stays where Calico's tools change it, unless somebody named it here: a field of
+            // the object would override what they write later.
+            spec.strict_affinity = spec
+                .strict_affinity
+                .and(change.strict_affinity.or(spec.strict_affinity));
+            spec.max_blocks_per_host = spec.max_blocks_per_host.and(limit.or(spec.max_blocks_per_host));
             spec.ip_cooldown_seconds = cooldown.or(spec.ip_cooldown_seconds);
             let annotations = &mut object.metadata.annotations;
             match change.sticky {

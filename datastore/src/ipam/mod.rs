@@ -14,6 +14,7 @@ mod check;
 mod claim;
 mod collect;
 mod figures;
+mod hints;
 #[cfg(test)]
 mod model;
 mod pools;
@@ -174,6 +175,7 @@ pub struct Ipam {
     one_at_a_time: tokio::sync::Mutex<()>,
     /// Requests that whoever has the turn next serves all at once.
     waiting: together::Waiting,
+    hints: hints::Hints,
 }
 
 impl fmt::Debug for Ipam {
@@ -202,6 +204,7 @@ impl Ipam {
             random: Mutex::new(SplitMix64::from_seed(seed)),
             one_at_a_time: tokio::sync::Mutex::new(()),
             waiting: together::Waiting::default(),
+            hints: hints::Hints::default(),
         }
     }
 
@@ -536,19 +539,6 @@ impl Ipam {
             Err(Error::Client(client::Error::Damaged { .. })) => Ok(true),
             Err(error) => Err(error),
         }
-    }
-
-    /// The blocks of a family for which [`Ipam::is_taken`] holds.
-    async fn taken_blocks(&self, family: Family, node: &str) -> Result<BTreeSet<IpNetwork>> {
-        let listing = self.client.store().list(&key::blocks(family)).await?;
-        let taken = listing.entries.iter().filter_map(|entry| {
-            let Some(Key::Block(cidr)) = Key::parse(&entry.key) else {
-                return None;
-            };
-            let mine = Block::from_json(&entry.value).is_ok_and(|block| block.node() == Some(node));
-            (!mine).then_some(cidr)
-        });
-        Ok(taken.collect())
     }
 
     fn terms<'a>(&self, config: &Config, reserved: &'a [IpNetwork]) -> Terms<'a> {

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::assign::{AssignRequest, Facts};
 use super::block::Block;
 use super::claim::Handle;
+use super::hints::Seen;
 use super::pools::{Asker, Pool, select};
 use super::{Error, Ipam, Result};
 use crate::client;
@@ -72,6 +73,8 @@ fn next_jobs<R, T>(queue: &Mutex<VecDeque<Job<R, T>>>) -> VecDeque<Job<R, T>> {
 struct Plan {
     blocks: BTreeMap<IpNetwork, (Block, Revision)>,
     changed: BTreeSet<IpNetwork>,
+    /// Handles that are new.
+    handles: BTreeMap<String, Handle>,
     compares: Vec<Compare>,
     ops: Vec<Op>,
 }
@@ -123,6 +126,8 @@ impl Ipam {
 
     async fn serve_assigns(&self) {
         let mut jobs = next_jobs(&self.waiting.assigns);
+        // All of them came before anything was looked at for it.
+        let mut seen = Seen::default();
         loop {
             if self.can_plan() && jobs.iter().any(|job| !job.alone) {
                 jobs = match self.assign_together(jobs).await {
@@ -131,15 +136,43 @@ impl Ipam {
                 };
             }
             let Some(job) = jobs.pop_front() else { return };
-            let result = self.assign_one(&job.request).await;
-            if let Err(error) = &result
-                && is_away(error)
-            {
-                refuse(jobs, error);
-                return job.answer(result);
+            let result = self.assign_one(&job.request, &mut seen).await;
+            match &result {
+                Err(error) if is_away(error) => {
+                    refuse(jobs, error);
+                    return job.answer(result);
+                }
+                Err(error @ Error::Exhausted { .. }) => {
+                    jobs = self.refuse_alike(&job.request, jobs, error).await;
+                }
+                _ => {}
             }
             job.answer(result);
         }
+    }
+
+    /// Where one request has found no address, others that ask for the same find none either; those with a history of
+    /// their own are left to find out.
+    async fn refuse_alike(
+        &self,
+        request: &AssignRequest,
+        jobs: VecDeque<Assign>,
+        error: &Error,
+    ) -> VecDeque<Assign> {
+        let Ok(config) = self.config().await else {
+            return jobs;
+        };
+        let sticky = !config.sticky.is_zero();
+        let mut rest = VecDeque::new();
+        for job in jobs {
+            let key = Key::Handle(job.request.handle.clone());
+            if request.is_like(&job.request, sticky) && matches!(self.read::<Handle>(&key).await, Ok(None)) {
+                job.answer(Err(error.clone()));
+            } else {
+                rest.push_back(job);
+            }
+        }
+        rest
     }
 
     async fn serve_releases(&self) {
@@ -182,7 +215,10 @@ impl Ipam {
         let own: BTreeMap<String, Vec<IpNetwork>> = (of_nodes.iter())
             .map(|(node, (_, claims))| {
                 let confirmed = claims.iter().filter(|(_, (claim, _))| claim.is_confirmed());
-                (node.clone(), confirmed.map(|(cidr, _)| *cidr).collect())
+                // For one who comes back an address may be kept in a block that is full for others.
+                let sticky = !facts.config.sticky.is_zero();
+                let likely = confirmed.filter(|(cidr, _)| sticky || !self.hints.is_full(**cidr));
+                (node.clone(), likely.map(|(cidr, _)| *cidr).collect())
             })
             .collect();
         for _ in 0..ROUNDS {
@@ -208,8 +244,12 @@ impl Ipam {
             if planned.is_empty() {
                 return Ok(jobs);
             }
+            let handles = std::mem::take(&mut plan.handles);
             match self.execute(plan).await {
-                Ok(_) => {
+                Ok(revision) => {
+                    for (handle, index) in handles {
+                        self.hints.remember(handle, index, revision);
+                    }
                     let mut rest = VecDeque::new();
                     for job in jobs {
                         // A second request for the same handle finds by itself what the first one got.
@@ -284,6 +324,7 @@ impl Ipam {
                     choice.push((cidr, here));
                     missing -= here;
                 }
+                self.hints.set_full(cidr, missing > 0);
             }
             if missing > 0 {
                 return None;
@@ -306,6 +347,7 @@ impl Ipam {
             key,
             value: serde_json::to_vec(&index).ok()?,
         });
+        plan.handles.insert(request.handle.clone(), index);
         addresses.sort();
         Some(addresses.into_iter().map(IpNetwork::from).collect())
     }
@@ -320,6 +362,9 @@ impl Ipam {
                 .map(|job| job.request.clone())
                 .collect();
             let index_of = |handle: String| async move {
+                if let Some(written) = self.hints.take(&handle) {
+                    return Ok(Some((handle, written)));
+                }
                 let index = self.read::<Handle>(&Key::Handle(handle.clone())).await;
                 index.map(|index| Some((handle, index?)))
             };
@@ -349,6 +394,7 @@ impl Ipam {
                     };
                     let here = block.release((self.clock)(), |a| a.attribute.handle.as_ref() == Some(handle));
                     if !here.is_empty() {
+                        self.hints.set_full(cidr, false);
                         plan.changed.insert(cidr);
                         freed.extend(here);
                     }
