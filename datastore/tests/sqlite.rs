@@ -50,6 +50,10 @@ fn main() -> ExitCode {
             foreign_newer_and_damaged_files_are_refused,
         ),
         trial("compaction_takes_the_log", compaction_takes_the_log),
+        trial(
+            "a_path_that_cannot_be_opened_is_told_at_once",
+            a_path_that_cannot_be_opened_is_told_at_once,
+        ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -236,7 +240,7 @@ fn a_reader_may_not_write(path: PathBuf) {
             read_only: true,
         };
         let missing = Sqlite::open_with(options.clone()).await;
-        assert!(matches!(missing, Err(Error::Unavailable { .. })), "{missing:?}");
+        assert!(matches!(missing, Err(Error::Invalid { .. })), "{missing:?}");
         assert!(!path.exists(), "looking does not create");
         put(&open(&path).await, "/a", "1").await;
         let reader = Sqlite::open_with(options).await.expect("open");
@@ -440,8 +444,45 @@ fn foreign_newer_and_damaged_files_are_refused(path: PathBuf) {
         .expect("write");
         let error = Sqlite::open(&damaged).await.expect_err("refused");
         assert!(matches!(error, Error::Corrupt { .. }), "{error}");
-        let unreachable = Sqlite::open("/proc/no/such/store.db").await.expect_err("refused");
-        assert!(matches!(unreachable, Error::Unavailable { .. }), "{unreachable}");
+    });
+}
+
+/// None of these mends itself: whoever waits for the store must not wait for them.
+fn a_path_that_cannot_be_opened_is_told_at_once(path: PathBuf) {
+    runtime().block_on(async {
+        let directory = path.parent().expect("directory").to_owned();
+        for (bad, advice) in [
+            (PathBuf::from("/proc/no/such/store.db"), "--datastore"),
+            (PathBuf::from("/dev/null/store.db"), "is a file, not a directory"),
+            (directory, "name a file in this directory"),
+        ] {
+            let error = Sqlite::open(&bad).await.expect_err("refused");
+            let text = error.to_string();
+            assert!(!error.is_transient(), "{bad:?}: {error:?}");
+            assert!(text.starts_with("/") && text.contains(advice), "{bad:?}: {text}");
+        }
+        let nothing = Options {
+            path: path.with_file_name("none.db"),
+            read_only: true,
+        };
+        let error = Sqlite::open_with(nothing).await.expect_err("refused");
+        assert!(
+            matches!(&error, Error::Invalid { reason } if reason.contains("none.db")),
+            "{error}"
+        );
+        let locked = path.with_file_name("locked");
+        fs::create_dir(&locked).expect("mkdir");
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).expect("chmod");
+        // Modes do not keep root out.
+        if fs::create_dir(locked.join("probe")).is_err() {
+            let error = Sqlite::open(locked.join("a/store.db"))
+                .await
+                .expect_err("refused");
+            assert!(
+                error.to_string().contains("run as a user who may write there"),
+                "{error}"
+            );
+        }
     });
 }
 

@@ -64,6 +64,13 @@ pub(super) struct File {
     replaced: u64,
 }
 
+/// [`prepare`], and a word at once about what no waiting will mend.
+pub(super) fn prepare_first(path: &Path, read_only: bool) -> Result<Access> {
+    let access = prepare(path, read_only)?;
+    fs::File::open(path).map_err(|e| at_the_door(path, &e))?;
+    Ok(access)
+}
+
 /// Makes sure that the file exists and is a store. Says what this user may do with it.
 pub(super) fn prepare(path: &Path, read_only: bool) -> Result<Access> {
     if read_only {
@@ -74,7 +81,7 @@ pub(super) fn prepare(path: &Path, read_only: bool) -> Result<Access> {
             .recursive(true)
             .mode(0o700)
             .create(directory)
-            .map_err(|e| unavailable(directory, &e))?;
+            .map_err(|e| at_the_door(directory, &e))?;
     }
     // SQLite gives its companions (-wal, -shm) the mode of the file itself.
     match fs::OpenOptions::new()
@@ -95,7 +102,7 @@ pub(super) fn prepare(path: &Path, read_only: bool) -> Result<Access> {
             tracing::debug!(path = %path.display(), error = %e, "store is opened for reading only");
             return Ok(Access::ReadOnly);
         }
-        Err(e) => return Err(unavailable(path, &e)),
+        Err(e) => return Err(at_the_door(path, &e)),
     }
     let mut connection = connect(path, Access::ReadWrite)?;
     let inode = inode_of(path)?;
@@ -291,6 +298,24 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
         error.sqlite_error_code(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
     )
+}
+
+/// A path that cannot be opened as it is: waiting does not help, so it is no [`Error::Unavailable`].
+fn at_the_door(path: &Path, error: &io::Error) -> Error {
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "run as a user who may write there (root, usually), or name another file"
+        }
+        io::ErrorKind::NotFound => "create it, or name another file",
+        io::ErrorKind::NotADirectory => "a part of this path is a file, not a directory; name another one",
+        io::ErrorKind::IsADirectory => "name a file in this directory",
+        io::ErrorKind::InvalidFilename | io::ErrorKind::InvalidInput => "name another file",
+        _ => return unavailable(path, error),
+    };
+    let path = path.display();
+    Error::Invalid {
+        reason: format!("{path}: {error}; {advice} (--datastore sqlite:///path/to/file.db)"),
+    }
 }
 
 fn unavailable(path: &Path, error: &io::Error) -> Error {

@@ -59,8 +59,8 @@ impl Sqlite {
     /// only read is opened read-only.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a file that is no store or was written by a newer version, [`Error::Corrupt`] for a damaged
-    /// one, [`Error::Unavailable`] when the file cannot be opened.
+    /// [`Error::Invalid`] for a file that is no store, was written by a newer version or cannot be opened as this user or
+    /// by this path, [`Error::Corrupt`] for a damaged one, [`Error::Unavailable`] for what may be otherwise later.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         Self::open_with(Options {
             path: path.into(),
@@ -83,7 +83,7 @@ impl Sqlite {
     }
 
     fn open_blocking(options: &Options) -> Result<Self> {
-        let access = file::prepare(&options.path, options.read_only)?;
+        let access = file::prepare_first(&options.path, options.read_only)?;
         let writer = File::open(&options.path, access)?;
         let reader = File::open(&options.path, Access::ReadOnly)?;
         let watching = File::open(&options.path, Access::ReadOnly)?;
