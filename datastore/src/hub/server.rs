@@ -43,6 +43,8 @@ pub struct Options {
     pub stall: Duration,
     /// Clients at the same time; more are turned away.
     pub clients: usize,
+    /// What time it is, when a certificate's end is looked at.
+    pub clock: fn() -> SystemTime,
 }
 
 impl Default for Options {
@@ -55,6 +57,7 @@ impl Default for Options {
             ping: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             clients: 4096,
+            clock: SystemTime::now,
         }
     }
 }
@@ -364,7 +367,9 @@ async fn connection(
         .ok_or_else(|| "it shows no certificate".to_owned())
         .and_then(|certificate| identity::holder(certificate))
         .map_err(turned_away)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = (hub.options.clock)()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let end = Duration::from_secs(u64::try_from(holder.not_after).unwrap_or_default());
     let identity: Identity = identity::identity(&holder.name, &hub.options.admins);
     let peer = Peer {

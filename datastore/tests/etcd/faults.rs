@@ -8,11 +8,11 @@ use datastore::{Error, Event, Expect, Mirror, Op, ResyncReason, Revision, State,
 
 use crate::server::{PATIENCE, Servers, until, write};
 
-async fn open(address: &str) -> Arc<dyn Store> {
+pub(crate) async fn open(address: &str) -> Arc<dyn Store> {
     datastore::open(address).await.expect("open")
 }
 
-async fn next(watch: &mut Watch) -> WatchItem {
+pub(crate) async fn next(watch: &mut Watch) -> WatchItem {
     let item = tokio::time::timeout(PATIENCE, watch.next()).await;
     item.expect("the watch is silent").expect("the watch was over")
 }
@@ -41,7 +41,7 @@ fn values(events: &[Event]) -> Vec<String> {
 }
 
 /// Follows a mirror until its copy is this.
-async fn mirrors(mirror: &mut Mirror, wanted: &[(&str, &str)]) {
+pub(crate) async fn mirrors(mirror: &mut Mirror, wanted: &[(&str, &str)]) {
     let wanted: BTreeMap<String, String> = wanted
         .iter()
         .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))

@@ -1,8 +1,12 @@
 //! The etcd backend against the real server: the contract, and every fault that can be provoked on one machine.
 
 mod faults;
+mod hub;
 #[path = "../common/isolated.rs"]
 mod isolated;
+#[path = "../hub/rig.rs"]
+#[allow(dead_code, reason = "each program uses a part of it")]
+mod rig;
 mod secure;
 #[path = "../common/server.rs"]
 mod server;
@@ -68,6 +72,12 @@ const CASES: &[Case] = &[
     }),
     case("certificates_are_checked_both_ways_and_reloaded", || {
         on_runtime(secure::certificates_are_checked_both_ways_and_reloaded())
+    }),
+    case("a_hub_over_etcd_conforms", || {
+        on_runtime(hub::a_hub_over_etcd_conforms())
+    }),
+    case("what_a_hub_hides_of_its_etcds_bad_days_and_what_not", || {
+        on_runtime(hub::what_a_hub_hides_of_its_etcds_bad_days_and_what_not())
     }),
 ];
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use datastore::backend::hub::Hub as Remote;
 use datastore::backend::memory::Memory;
@@ -44,8 +44,14 @@ impl Authority {
 
     /// Certificate and key of a holder, with the authority that it trusts.
     fn issue(&self, name: &str) -> Files {
+        self.issue_until(name, 4_090_000_000)
+    }
+
+    /// One that ends then (seconds since 1970).
+    fn issue_until(&self, name: &str, end: u64) -> Files {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut params = CertificateParams::new(names).expect("params");
+        params.not_after = (UNIX_EPOCH + Duration::from_secs(end)).into();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![
@@ -66,7 +72,13 @@ impl Authority {
 }
 
 async fn secure_hub(authority: &Authority, store: &Memory) -> Hub {
+    secure_hub_at(authority, store, SystemTime::now).await
+}
+
+/// A hub that believes it is this late.
+async fn secure_hub_at(authority: &Authority, store: &Memory, clock: fn() -> SystemTime) -> Hub {
     let options = Options {
+        clock,
         tls: Some(authority.issue("hub")),
         admins: BTreeSet::from(["operator".to_owned()]),
         ..Options::default()
@@ -156,6 +168,39 @@ async fn only_certificates_of_the_authority_are_let_in_and_changed_ones_are_take
         fresh.get("/calico/x").await.is_ok()
     })
     .await;
+}
+
+/// The end of the test's certificates, and two seconds before it.
+const END: u64 = 4_000_000_000;
+
+fn shortly_before_the_end() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(END - 2)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_ends_with_its_certificate() {
+    let authority = Authority::new();
+    let store = Memory::new();
+    let hub = secure_hub_at(&authority, &store, shortly_before_the_end).await;
+    let (node, renewed) = (
+        authority.issue_until("node-a", END),
+        authority.issue_until("node-b", END + 1_000_000),
+    );
+    let (client, other) = (with(hub.local_addr(), &node), with(hub.local_addr(), &renewed));
+    let mut watch = client.watch("/calico/", Revision::ZERO).await.expect("watch");
+    let mut lasting = other.watch("/calico/", Revision::ZERO).await.expect("watch");
+    let end = rig::end(&mut watch).await;
+    assert!(
+        matches!(&end, WatchItem::Disconnected { reason } if reason.contains("the certificate has expired")),
+        "{end:?}"
+    );
+    // Nobody else's connection does.
+    store
+        .put("/calico/ipam/v2/config", b"{}".to_vec(), Expect::Absent)
+        .await
+        .expect("put");
+    assert_eq!(rig::events(&mut lasting, 1).await, ["/calico/ipam/v2/config"]);
+    rig::until("one client is left", async || hub.status().clients.len() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
