@@ -4,6 +4,7 @@
 //! thread that opened it, for ever, and a pool's threads must never change namespace.
 
 pub mod conntrack;
+mod default_route;
 pub mod links;
 pub mod netns;
 pub mod rtnl;

@@ -28,10 +28,11 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{InfoData, InfoVeth};
-use netlink_packet_route::route::{RouteFlags, RouteMessage, RouteProtocol, RouteScope};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest as _, Sha256};
 
+use super::default_route;
 use super::links::{self, GATEWAY_V4, Link, Mac, Neighbour};
 use super::netns::{self, NetNs};
 use super::rtnl::{self, Rtnl};
@@ -376,6 +377,7 @@ fn configure_inside(request: &AttachRequest) -> Result<Mac, Error> {
             .during(format!("add {address} to {name}"))?;
     }
     links::set_up(&mut rtnl, link.index).during(format!("take up {name}"))?;
+    default_route::forget_gone(&mut rtnl, &found).during("look at the rules of the workload")?;
     let mut gateways = Vec::new();
     if request.addresses.iter().any(IpAddr::is_ipv4) {
         let on_link = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -385,24 +387,15 @@ fn configure_inside(request: &AttachRequest) -> Result<Mac, Error> {
             .scope(RouteScope::Link)
             .build();
         add_route(&mut rtnl, on_link, "the route to the gateway 169.254.1.1")?;
-        let mut default = RouteMessageBuilder::<Ipv4Addr>::new()
-            .gateway(GATEWAY_V4)
-            .output_interface(link.index)
-            .protocol(RouteProtocol::Boot)
-            .build();
-        // The route to the gateway may be that of another interface of ours.
-        default.header.flags |= RouteFlags::Onlink;
-        add_route(&mut rtnl, default, "the IPv4 default route")?;
         gateways.push(IpAddr::V4(GATEWAY_V4));
     }
     if ipv6 {
-        let default = RouteMessageBuilder::<Ipv6Addr>::new()
-            .gateway(GATEWAY_V6)
-            .output_interface(link.index)
-            .protocol(RouteProtocol::Boot)
-            .build();
-        add_route(&mut rtnl, default, "the IPv6 default route")?;
         gateways.push(IpAddr::V6(GATEWAY_V6));
+    }
+    for gateway in &gateways {
+        let family = if gateway.is_ipv4() { "IPv4" } else { "IPv6" };
+        default_route::set(&mut rtnl, link.index, *gateway, &request.addresses)
+            .during(format!("set the {family} default route"))?;
     }
     let neighbours: Vec<Neighbour> = gateways
         .into_iter()

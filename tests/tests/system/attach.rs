@@ -13,6 +13,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("attach_is_complete_when_it_returns_and_so_is_detach", whole).needs(&["nft"]),
         Case::new("attach_can_be_repeated", repeated).needs(&["nft"]),
+        Case::new("a_second_interface_answers_for_itself", several).needs(&["nft"]),
         Case::new("attach_that_is_refused_says_why_and_leaves_nothing", refused).needs(&["nft"]),
         Case::new("attach_of_many_at_once", at_once).needs(&["nft"]),
         Case::new("attach_and_detach_survive_kills_of_daemon_and_caller", cut_short).needs(&["nft"]),
@@ -158,6 +159,48 @@ fn repeated() -> anyhow::Result<()> {
         difference(&before, &kernel(&host)?),
         records(&rig)?
     );
+    Ok(())
+}
+
+fn several() -> anyhow::Result<()> {
+    let rig = warm()?;
+    let first = rig.attach("h1", "a", "x")?;
+    let peer = rig.attach("h1", "b", "x")?;
+    let second = |words: &[&str]| -> anyhow::Result<Vec<std::net::IpAddr>> {
+        let all = ["workload", "attach", "a", "--netns", "a", "-o", "json"];
+        addresses_in(&rig.margay("h1", &[all.as_slice(), words].concat())?)
+    };
+    let addresses = second(&["--interface", "eth1"])?;
+    ensure!(addresses.len() == 2, "{addresses:?}");
+    for address in addresses.iter().chain(&first.addresses) {
+        ensure!(peer.pings(*address)?, "{address} does not answer");
+    }
+    // What the workload itself begins leaves by the first interface, unless it says otherwise.
+    ensure!(first.pings(peer.v4()?)? && first.pings_from(peer.v4()?, Some("eth1"))?);
+    for address in &addresses {
+        let to = peer.addresses.iter().find(|to| to.is_ipv4() == address.is_ipv4());
+        ensure!(first.pings_from(
+            *to.context("no address of that family")?,
+            Some(&address.to_string())
+        )?);
+    }
+    ensure!(second(&["--interface", "eth1"])? == addresses, "not repeatable");
+
+    // The second interface takes over when the first goes.
+    rig.margay("h1", &["workload", "detach", "a"])?;
+    ensure!(first.pings(peer.v4()?)?);
+    for address in &addresses {
+        ensure!(peer.pings(*address)?, "{address} does not answer any more");
+    }
+    // A rule without its interface lasts until the next attach and no longer.
+    let rules = || -> anyhow::Result<usize> {
+        let listed = first.inside.run(&["ip", "rule", "show"])?;
+        Ok(listed.lines().filter(|line| line.contains("lookup 1090")).count())
+    };
+    ensure!(rules()? == 1);
+    rig.margay("h1", &["workload", "detach", "a", "--interface", "eth1"])?;
+    second(&[])?;
+    ensure!(rules()? == 0, "{}", first.inside.run(&["ip", "rule", "show"])?);
     Ok(())
 }
 
