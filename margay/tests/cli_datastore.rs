@@ -274,6 +274,112 @@ fn a_lock_is_where_calicos_tools_look_for_it() {
     assert_eq!(ready(), true);
 }
 
+/// As `calicoctl datastore migrate export` of release 3.31 prints it.
+const CALICOS_EXPORT: &str = r#"apiVersion: projectcalico.org/v3
+items:
+- apiVersion: projectcalico.org/v3
+  kind: IPPool
+  metadata:
+    creationTimestamp: null
+    name: v4
+  spec:
+    allowedUses: [Workload, Tunnel]
+    blockSize: 30
+    cidr: 10.66.0.0/24
+    ipipMode: Never
+    nodeSelector: all()
+    vxlanMode: Never
+kind: IPPoolList
+metadata:
+  resourceVersion: "45"
+---
+apiVersion: projectcalico.org/v3
+items:
+- apiVersion: projectcalico.org/v3
+  kind: KubeControllersConfiguration
+  metadata: {name: default}
+  spec: {controllers: {}}
+kind: KubeControllersConfigurationList
+---
+apiVersion: projectcalico.org/v3
+items: []
+kind: NetworkSetList
+---
+===
+{
+  "kind": "ClusterInformation",
+  "apiVersion": "projectcalico.org/v3",
+  "metadata": {"name": "default", "resourceVersion": "64"},
+  "spec": {"clusterGUID": "ebdeb1", "datastoreReady": false}
+}
+===
+{
+  "block_affinities": [
+    {"Key": "/calico/ipam/v2/host/h1/ipv4/block/10.66.0.0-30", "Value": {"state": "confirmed", "deleted": false}, "TTL": 0}
+  ],
+  "blocks": [
+    {"Key": "/calico/ipam/v2/assignment/ipv4/block/10.66.0.0-30", "TTL": 0, "Value": {"cidr": "10.66.0.0/30",
+      "affinity": "host:h1", "allocations": [0, null, null, null], "unallocated": [1, 2, 3],
+      "attributes": [{"handle_id": "k8s.a", "secondary": {"node": "h1"}}], "deleted": false}}
+  ],
+  "handles": [
+    {"Key": "/calico/ipam/v2/handle/k8s.a", "Value": {"block": {"10.66.0.0/30": 1}, "deleted": false}, "TTL": 0}
+  ],
+  "config": {"Key": "/calico/ipam/v2/config", "Value": {"strict_affinity": true, "auto_allocate_blocks": true}, "TTL": 0}
+}
+"#;
+
+#[test]
+fn what_calicoctl_exports_is_imported() {
+    let world = World::new();
+    world.file("calico.yaml", CALICOS_EXPORT);
+    world.run(&["datastore", "migrate", "import", "-f", "calico.yaml"]).is(
+        0,
+        "3 objects and 4 other keys imported\n",
+        "margay: note: /calico/resources/v3/projectcalico.org/kubecontrollersconfigurations/default: margay does not know this \
+         kind; it is carried along\n",
+    );
+    let pools: Value = serde_json::from_str(&world.ok(&["get", "ippool", "-o", "json"])).expect("JSON");
+    assert_eq!(pools["items"][0]["spec"]["cidr"], "10.66.0.0/24");
+    let said = world.ok(&["ipam", "show", "--ip", "10.66.0.0"]);
+    assert!(said.starts_with("10.66.0.0 is in use by k8s.a"), "{said}");
+    let said = world.ok(&["ipam", "show", "--show-configuration"]);
+    assert!(said.contains("StrictAffinity      true"), "{said}");
+    // The lock comes along.
+    let said = world.ok(&["get", "clusterinformation", "default", "-o", "json"]);
+    assert!(said.contains("\"datastoreReady\": false"), "{said}");
+    // Whatever else is in such a file is named.
+    for (from, to, wanted) in [
+        (
+            "kind: KubeControllersConfiguration\n",
+            "kind: Pod\n",
+            "Pod is no object that this release knows",
+        ),
+        (
+            "/calico/ipam/v2/handle/k8s.a",
+            "/registry/x",
+            "/registry/x is outside of /calico/",
+        ),
+        (
+            "\"Key\": \"/calico/ipam/v2/config\", ",
+            "",
+            "config: an entry without its Key",
+        ),
+        ("ipipMode: Never", "ipipMode: Always", "spec.ipipMode is Always"),
+    ] {
+        world.file("bad.yaml", &CALICOS_EXPORT.replace(from, to));
+        let said = World::new().run(&[
+            "datastore",
+            "migrate",
+            "import",
+            "-f",
+            &world.path("bad.yaml").display().to_string(),
+        ]);
+        assert_eq!(said.status, 1);
+        assert!(said.err.contains(wanted), "{said:?}");
+    }
+}
+
 #[test]
 fn a_cluster_with_tunnels_is_not_taken_over_in_silence() {
     let world = World::new();

@@ -247,7 +247,10 @@ fn get_has_a_table_a_wide_table_names_yaml_and_json() {
         r#"{"file":"<stdin>","line":1}"#
     );
     let list: Value = serde_json::from_str(&world.ok(&["get", "pool", "-o", "json"])).unwrap();
-    assert_eq!(list["kind"], "List");
+    assert_eq!(list["kind"], "IPPoolList");
+    let list_of_both = world.ok(&["get", "pool,np", "-A", "-o", "json"]);
+    let both: Value = serde_json::from_str(&list_of_both).unwrap();
+    assert_eq!(both["kind"], "List");
     assert_eq!(list["items"].as_array().map(Vec::len), Some(2));
     assert_eq!(
         world.ok(&["get", "pool", "v6", "-o", "yaml", "--export"]),
@@ -305,7 +308,7 @@ fn an_empty_list_says_so_beside_the_table_and_absent_names_do_not_hide_present_o
     );
     assert_eq!(
         world.ok(&["get", "hep", "-o", "yaml"]),
-        "apiVersion: projectcalico.org/v3\nkind: List\nitems: []\n"
+        "apiVersion: projectcalico.org/v3\nkind: HostEndpointList\nitems: []\n"
     );
     world.feed(&["apply", "-f", "-"], POOLS);
     world.run(&["get", "pool", "nope", "v4"]).is(

@@ -2,6 +2,9 @@
 //!
 //! An object of the API is a document as it is stored. What is stored besides (blocks, claims and handles of address
 //! management) is a document of kind `StoredKey`. Fields that this release does not know are carried along.
+//!
+//! What `calicoctl datastore migrate export` prints is read as well: lists of objects, and after `===` the ClusterInformation
+//! and the keys of address management.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -53,7 +56,7 @@ pub(super) enum MigrateVerb {
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// The exported file; - for standard input
+    /// The exported file, also one that `calicoctl datastore migrate export` printed; - for standard input
     #[arg(short, long, value_name = "FILE", required_unless_present = "from")]
     filename: Option<PathBuf>,
     /// Another datastore, such as the etcd of a Calico cluster; it is only read
@@ -320,7 +323,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<Item>> {
             true => serde_json::from_str(&document).with_context(place)?,
             false => serde_saphyr::from_str(&document).with_context(place)?,
         };
-        items.push(understand(value).with_context(place)?);
+        items.extend(understand(value).with_context(place)?);
     }
     Ok(items)
 }
@@ -329,7 +332,8 @@ fn read(path: &Path) -> anyhow::Result<Vec<Item>> {
 fn documents(text: &str) -> Vec<(usize, String)> {
     let mut all: Vec<(usize, String)> = vec![(1, String::new())];
     for (number, line) in text.lines().enumerate() {
-        if line.trim_end() == "---" {
+        // calicoctl's sections are parted by the latter.
+        if matches!(line.trim_end(), "---" | "===") {
             all.push((number + 2, String::new()));
         } else if let Some((_, document)) = all.last_mut() {
             document.push_str(line);
@@ -345,25 +349,81 @@ fn documents(text: &str) -> Vec<(usize, String)> {
     all
 }
 
-fn understand(mut value: Value) -> anyhow::Result<Item> {
-    if value.get("kind").and_then(Value::as_str) == Some(STORED_KEY) {
+/// What a document of an exported file says is stored.
+fn understand(mut value: Value) -> anyhow::Result<Vec<Item>> {
+    let kind = value.get("kind").and_then(Value::as_str).map(str::to_owned);
+    let kind = kind.as_deref();
+    if kind == Some(STORED_KEY) {
         let key = value
             .get("key")
             .and_then(Value::as_str)
             .context("a StoredKey without its key")?
             .to_owned();
-        anyhow::ensure!(key.starts_with(key::ROOT), "{key} is outside of {}", key::ROOT);
         let value = value
             .get_mut("value")
             .map(Value::take)
             .context("a StoredKey without its value")?;
-        return Ok(Item { key, value });
+        return Ok(vec![below_the_root(key, value)?]);
     }
+    if kind.is_some_and(|kind| kind.ends_with("List"))
+        && let Some(Value::Array(objects)) = value.get_mut("items").map(Value::take)
+    {
+        return objects.into_iter().map(object).collect();
+    }
+    if kind.is_none()
+        && CALICOS_SECTIONS
+            .iter()
+            .any(|section| value.get(section).is_some())
+    {
+        return calicos_addresses(value);
+    }
+    Ok(vec![object(value)?])
+}
+
+fn below_the_root(key: String, value: Value) -> anyhow::Result<Item> {
+    anyhow::ensure!(key.starts_with(key::ROOT), "{key} is outside of {}", key::ROOT);
+    Ok(Item { key, value })
+}
+
+fn object(mut value: Value) -> anyhow::Result<Item> {
     if let Some(metadata) = value.pointer_mut("/metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
-    let key = own_key(&value).context("no object that this release knows, and no StoredKey")?;
-    Ok(Item { key, value })
+    if let Some(key) = own_key(&value) {
+        return Ok(Item { key, value });
+    }
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+    // The one kind that calicoctl exports and that means nothing here.
+    if let (Some("KubeControllersConfiguration"), Some(name)) = (text("/kind"), text("/metadata/name")) {
+        let key = format!("{}kubecontrollersconfigurations/{name}", key::RESOURCES);
+        return Ok(Item { key, value });
+    }
+    let what = text("/kind").unwrap_or("a document without a kind");
+    anyhow::bail!("{what} is no object that this release knows, and no StoredKey")
+}
+
+/// Where calicoctl exports what address management stores.
+const CALICOS_SECTIONS: [&str; 4] = ["block_affinities", "blocks", "handles", "config"];
+
+fn calicos_addresses(mut value: Value) -> anyhow::Result<Vec<Item>> {
+    let mut items = Vec::new();
+    for section in CALICOS_SECTIONS {
+        let pairs = match value.get_mut(section).map(Value::take) {
+            Some(Value::Array(pairs)) => pairs,
+            None | Some(Value::Null) => continue,
+            Some(pair) => vec![pair],
+        };
+        for mut pair in pairs {
+            let key = pair.get("Key").and_then(Value::as_str);
+            let key = key
+                .with_context(|| format!("{section}: an entry without its Key"))?
+                .to_owned();
+            let content = pair.get_mut("Value").map(Value::take);
+            let content = content.with_context(|| format!("{section}: {key} without its Value"))?;
+            items.push(below_the_root(key, content)?);
+        }
+    }
+    Ok(items)
 }
 
 #[cfg(test)]

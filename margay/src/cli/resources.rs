@@ -512,7 +512,12 @@ pub(super) async fn show(global: &Global, args: &GetArgs) -> anyhow::Result<Exit
             None if single => return Ok(exit(refused)),
             last => {
                 all.extend(last);
-                json!({"apiVersion": policy::resource::API_VERSION, "kind": "List", "items": all})
+                // Calico's tools read lists of one kind, and under its name only.
+                let kind = match kinds.as_slice() {
+                    [kind] => format!("{}List", kind.name()),
+                    _ => "List".to_owned(),
+                };
+                json!({"apiVersion": policy::resource::API_VERSION, "kind": kind, "items": all})
             }
         };
         if args.output == GetFormat::Json {

@@ -7,7 +7,14 @@ use margay_tests::harness::Case;
 use crate::cluster::Cluster;
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![Case::new("calicoctl_and_margay_share_a_store", shared).needs(&["calicoctl", "etcd", "nft"])]
+    vec![
+        Case::new("calicoctl_and_margay_share_a_store", shared).needs(&["calicoctl", "etcd", "nft"]),
+        Case::new(
+            "calicoctl_checks_splits_and_exports_what_margay_filled",
+            checked_and_moved,
+        )
+        .needs(&["calicoctl", "etcd", "nft", "python3"]),
+    ]
 }
 
 const POLICIES: &str = "
@@ -27,6 +34,42 @@ apiVersion: projectcalico.org/v3
 kind: IPPool
 metadata: {name: theirs}
 spec: {cidr: 10.99.0.0/24, ipipMode: Never, vxlanMode: Never, nodeSelector: all()}
+";
+
+/// Runs `calicoctl` with a Kubernetes API at hand that has nothing in it: `ipam check` asks it for services.
+const WITH_KUBERNETES: &str = r#"
+import http.server, json, os, subprocess, sys, tempfile, threading
+
+class Api(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"kind": "ServiceList", "apiVersion": "v1", "metadata": {}, "items": []}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+with tempfile.NamedTemporaryFile("w", suffix=".json") as config:
+    json.dump({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {}}]}, config)
+    config.flush()
+    done = subprocess.run(["calicoctl", *sys.argv[1:]], env={**os.environ, "KUBECONFIG": config.name})
+sys.exit(done.returncode)
+"#;
+
+/// What Calico's own controllers create, and `ipam check` asks for.
+const CONTROLLERS: &str = "
+apiVersion: projectcalico.org/v3
+kind: KubeControllersConfiguration
+metadata: {name: default}
+spec: {controllers: {}}
 ";
 
 struct Tools {
@@ -168,5 +211,77 @@ fn shared() -> anyhow::Result<()> {
                 .is_err_and(|error| error.to_string().contains(&address)),
         "{checked:?}"
     );
+    Ok(())
+}
+
+fn checked_and_moved() -> anyhow::Result<()> {
+    let cluster = Cluster::with_etcd()?;
+    let _store = cluster.start_store()?;
+    let _daemon = cluster.start_daemon("host1")?;
+    let tools = Tools {
+        node: cluster.node("host1")?,
+    };
+    cluster.apply(&tools.node)?;
+    let (kept, lost) = (cluster.attach("host1", "one")?, cluster.attach("host1", "two")?);
+    let (kept, lost) = (kept.to_string(), lost.to_string());
+    tools.theirs(&["apply", "-f", "-"], CONTROLLERS)?;
+    let check = |more: &[&str]| {
+        let words = ["-c", WITH_KUBERNETES, "ipam", "check", "--allow-version-mismatch"];
+        tools.run("python3", &[&words, more].concat(), "")
+    };
+    let found = check(&[])?;
+    ensure!(found.contains("found 0 problems"), "{found}");
+
+    // An endpoint goes without its address: both find that, and theirs gives it back by its own report.
+    let endpoints: serde_json::Value = serde_json::from_str(&tools.ours(&["get", "wep", "-o", "json"], "")?)?;
+    let name = endpoints["items"]
+        .as_array()
+        .and_then(|items| items.iter().find(|item| item.to_string().contains(&lost)))
+        .and_then(|item| item["metadata"]["name"].as_str())
+        .context("no endpoint has the address")?
+        .to_owned();
+    tools.theirs(&["delete", "wep", &name], "")?;
+    tools.theirs(&["datastore", "migrate", "lock"], "")?;
+    let found = check(&["--show-problem-ips", "-o", "/tmp/report.json"])?;
+    ensure!(found.contains(&format!("{lost} leaked")), "{found}");
+    let ours = tools
+        .ours(&["ipam", "check"], "")
+        .unwrap_or_else(|error| error.to_string());
+    ensure!(ours.contains(&format!("leaked: {lost}")), "{ours}");
+    tools.theirs(&["ipam", "release", "--from-report=/tmp/report.json"], "")?;
+    let found = tools.ours(&["ipam", "check"], "")?;
+    ensure!(found.contains("found 0 problems"), "{found}");
+
+    // Their split of our pool; blocks and addresses stay what they are.
+    tools.theirs(&["ipam", "split", "2", "--cidr=10.65.0.0/24"], "")?;
+    let pools = tools.ours(&["get", "ippool"], "")?;
+    ensure!(
+        pools.contains("10.65.0.0/25") && pools.contains("10.65.0.128/25"),
+        "{pools}"
+    );
+    let found = tools.ours(&["ipam", "check"], "")?;
+    ensure!(found.contains("found 0 problems"), "{found}");
+
+    // Their export of our store, read by us into another one. It wants nodes to be those of Kubernetes.
+    let reference = r#"{"spec":{"orchRefs":[{"nodeName":"host1","orchestrator":"k8s"}]}}"#;
+    tools.theirs(&["patch", "node", "host1", "--patch", reference], "")?;
+    let exported = tools.theirs(&["datastore", "migrate", "export"], "")?;
+    let moved = "--datastore=sqlite:///tmp/moved.db";
+    tools.ours(&[moved, "datastore", "migrate", "import", "-f", "-"], &exported)?;
+    let holder = tools.ours(&[moved, "ipam", "show", "--ip", &kept], "")?;
+    ensure!(holder.contains("is in use"), "{holder}");
+    let pools = tools.ours(&[moved, "get", "ippool"], "")?;
+    ensure!(pools.contains("10.65.0.128/25"), "{pools}");
+    tools.theirs(&["datastore", "migrate", "unlock"], "")?;
+
+    // Lists as one prints them are what the other applies.
+    for kind in ["ippool", "node", "tier", "wep"] {
+        let listed = tools.ours(&["get", kind, "-o", "yaml"], "")?;
+        tools
+            .theirs(&["apply", "-f", "-"], &listed)
+            .with_context(|| kind)?;
+        let listed = tools.theirs(&["get", kind, "-o", "yaml"], "")?;
+        tools.ours(&["apply", "-f", "-"], &listed).with_context(|| kind)?;
+    }
     Ok(())
 }
