@@ -293,6 +293,15 @@ fn goes_on_while_its_store_is_away() -> anyhow::Result<()> {
         status["datastoreCopy"].is_string() && status["dataplane"]["inSync"] == true
     })?;
     check("the store is away, the kernel was empty")?;
+
+    // A copy that is damaged counts as none: what is in the kernel stays as it is.
+    second.kill()?;
+    host2.run(&["sh", "-c", "echo damage >>/var/lib/margay/datastore-copy"])?;
+    second = cluster.start_daemon("host2")?;
+    cluster.wait_for("host2", "it waits for the store", |status| {
+        status["datastoreCopy"].is_null() && status["datastoreInSync"] == false
+    })?;
+    check("the store is away, the copy is damaged")?;
     host2.run(&unknown)?;
 
     let _store = cluster.start_store()?;
