@@ -72,6 +72,13 @@ metadata: {name: default}
 spec: {controllers: {}}
 ";
 
+const TUNNELS: &str = "
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: tunnels}
+spec: {cidr: 10.98.0.0/24, ipipMode: CrossSubnet, vxlanMode: Never, nodeSelector: all()}
+";
+
 struct Tools {
     node: Node,
 }
@@ -273,6 +280,33 @@ fn checked_and_moved() -> anyhow::Result<()> {
     let pools = tools.ours(&[moved, "get", "ippool"], "")?;
     ensure!(pools.contains("10.65.0.128/25"), "{pools}");
     tools.theirs(&["datastore", "migrate", "unlock"], "")?;
+
+    // A cluster with tunnels is not taken over, and what to change is said.
+    tools.theirs(&["apply", "-f", "-"], TUNNELS)?;
+    let live = [
+        "datastore",
+        "migrate",
+        "import",
+        "--from",
+        "etcd://192.0.2.9:2379/?plaintext=allow",
+    ];
+    let other = "--datastore=sqlite:///tmp/other.db";
+    let refused = tools.ours(&[&[other], &live[..]].concat(), "");
+    let report = refused.map_or_else(
+        |error| format!("{error:#}"),
+        |said| format!("not refused: {said}"),
+    );
+    for wanted in [
+        "IPPool tunnels (10.98.0.0/24): spec.ipipMode is CrossSubnet",
+        "set it to Never once the network routes 10.98.0.0/24",
+        "nothing was imported",
+    ] {
+        ensure!(report.contains(wanted), "{report}");
+    }
+    tools.theirs(&["delete", "ippool", "tunnels"], "")?;
+    tools.ours(&[&[other], &live[..]].concat(), "")?;
+    let endpoints = tools.ours(&[other, "get", "wep", "-A"], "")?;
+    ensure!(endpoints.contains(&kept), "{endpoints}");
 
     // Lists as one prints them are what the other applies.
     for kind in ["ippool", "node", "tier", "wep"] {
