@@ -56,6 +56,11 @@ fn no_store() -> anyhow::Result<()> {
         ("sqlite:///run/garbage.db", "/run/garbage.db is damaged"),
         ("mysql://root@localhost/", "expected sqlite:///"),
         ("sqlite://relative.db", "relative.db"),
+        (
+            "sqlite:///proc/margay.db",
+            "/proc/margay.db: No such file or directory",
+        ),
+        ("sqlite:///dev/null/margay.db", "name another one (--datastore"),
     ] {
         let said = rig.margay_fails("h1", &["--datastore", store, "node", "run"])?;
         ensure!(
@@ -68,11 +73,16 @@ fn no_store() -> anyhow::Result<()> {
         "it wrote to the kernel"
     );
     // What may yet come is waited for, and said; a folder that is missing is made.
-    rig.start_with("h1", &["--datastore", "sqlite:///proc/margay.db"])?;
+    host.run(&[
+        "sh",
+        "-c",
+        "mkdir /run/full && mount -t tmpfs -o size=4k full /run/full",
+    ])?;
+    rig.start_with("h1", &["--datastore", "sqlite:///run/full/margay.db"])?;
     until("it says what it waits for", || {
         Ok(rig
             .log("h1")
-            .contains("/proc/margay.db: No such file or directory")
+            .contains("/run/full/margay.db: database or disk is full")
             .then_some(()))
     })?;
     let begun = Instant::now();

@@ -329,7 +329,9 @@ fn sql(path: &Path, error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Error::Corrupt {
             what: path.display().to_string(),
-            reason: error.to_string(),
+            reason: format!(
+                "{error}; put a backup in its place, or name another file (--datastore sqlite:///path/to/file.db)"
+            ),
         },
         _ => Error::Unavailable {
             reason: format!("{}: {error}", path.display()),
