@@ -9,7 +9,7 @@
 //! /proc /sys   fresh, of the node's own namespaces
 //! /run /tmp    empty
 //! /etc         folder in memory, filled with links to .host/etc/…       (so: readable as ever, writable, private)
-//! /var         likewise; /var/lib likewise; /var/log and /var/tmp empty
+//! /var         likewise; /var/lib likewise, without the machine's own /var/lib/margay; /var/log and /var/tmp empty
 //! /.host       the machine's folders that are covered
 //! ```
 //!
@@ -163,6 +163,8 @@ pub(super) fn node(hostname: &str, binds: &[Bind], margay: Option<&Path>) -> Res
     root.fill(Path::new("/etc"), &Path::new(HOST).join("etc"))?;
     root.fill(Path::new("/var"), &Path::new(HOST).join("var"))?;
     root.uncover(Path::new("/var/lib"))?;
+    // The machine's own daemon may have its datastore there. Through a link a node would write to it.
+    let _ = fs::remove_file("/var/lib/margay");
     for folder in ["/var/log", "/var/tmp"] {
         let _ = fs::remove_file(folder);
         make_folder(Path::new(folder))?;

@@ -29,6 +29,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("lab_commands_keep_their_exit_status", exit_status),
         Case::new("lab_processes_are_known_by_their_own_id", processes),
         Case::new("lab_workloads_are_namespaces_inside_a_node", workloads),
+        Case::new("lab_nodes_do_not_see_the_datastore_of_the_machine", own_datastore),
         Case::new("lab_stages_wait_for_health", stages),
         Case::new("lab_failures_name_file_and_line_and_leave_nothing", failures),
         Case::new("lab_rules_of_a_node_stay_in_it", rules).needs(&["nft"]),
@@ -279,6 +280,24 @@ fn exit_status() -> anyhow::Result<()> {
     ensure!(missing.kind() == std::io::ErrorKind::NotFound, "{missing}");
     let output = a.command("sh").args(["-c", "echo out; echo err >&2"]).output()?;
     ensure!(output.stdout == b"out\n" && output.stderr == b"err\n");
+    Ok(())
+}
+
+fn own_datastore() -> anyhow::Result<()> {
+    // A machine with a daemon of its own: in this case's mount namespace, not outside of it.
+    let script = "mount -t tmpfs machine /var/lib && mkdir /var/lib/margay /var/lib/other && echo mine >/var/lib/margay/margay.db";
+    let prepared = std::process::Command::new("sh").args(["-ec", script]).status()?;
+    ensure!(prepared.success(), "{script}");
+    let lab = Lab::up(&topology(PAIR)?, &Options::default())?;
+    let a = lab.node("a")?;
+    ensure!(a.run(&["ls", "/var/lib"])? == "other\n");
+    a.run(&[
+        "sh",
+        "-ec",
+        "mkdir /var/lib/margay; echo theirs >/var/lib/margay/margay.db",
+    ])?;
+    ensure!(lab.node("b")?.run(&["ls", "/var/lib"])? == "other\n");
+    ensure!(std::fs::read_to_string("/var/lib/margay/margay.db")? == "mine\n");
     Ok(())
 }
 
