@@ -38,6 +38,7 @@ pub enum Event {
 
 /// One learned destination, and how to get there now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RouteChange {
     /// Destination without host bits.
     pub prefix: IpNetwork,
@@ -110,6 +111,7 @@ impl<'de> Deserialize<'de> for NextHop {
 
 /// What to say with a route of our own. Empty means the defaults: origin IGP, LOCAL_PREF 100 inside the AS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OriginAttributes {
     /// Next hop to give instead of our own address.
     pub next_hop: Option<IpAddr>,
@@ -167,6 +169,7 @@ impl fmt::Display for State {
 
 /// The whole speaker at a glance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Summary {
     /// BGP Identifier.
     pub router_id: Ipv4Addr,
@@ -187,6 +190,7 @@ pub struct Summary {
 
 /// One row of `summary`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PeerSummary {
     /// The peer's name.
     pub name: String,
@@ -221,6 +225,7 @@ pub struct PeerSummary {
 
 /// One peer in detail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Neighbor {
     /// The row of `summary`.
     #[serde(flatten)]
@@ -296,6 +301,7 @@ pub struct Neighbor {
 
 /// A BFD session as people see it. Times are milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct BfdView {
     /// Ours.
     pub state: bfd::State,
@@ -319,6 +325,7 @@ pub struct BfdView {
 
 /// A peer's graceful-restart capability (RFC 4724 §3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PeerRestart {
     /// Seconds its routes are kept when it is lost.
     pub restart_time: u16,
@@ -344,6 +351,7 @@ pub struct Backlog {
 
 /// Prefix counters of one peer in one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FamilyCounts {
     /// Accepted.
     pub accepted: usize,
@@ -401,6 +409,7 @@ pub enum RouteViewKind {
 
 /// One path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Route {
     /// Destination.
     pub prefix: IpNetwork,

@@ -411,7 +411,7 @@ next-hop-v6 = "fd09::1"
     assert!(b.tell(&["drain"]).contains("1 peer told"));
     let drained = |a: &Speaker| {
         let route = a.ask(&["routes", "198.51.100.0/24"]).unwrap()[0].clone();
-        route["communities"].to_string().contains("graceful-shutdown") && route["local_pref"] == 0
+        route["communities"].to_string().contains("graceful-shutdown") && route["localPref"] == 0
     };
     until("the drained route is the last resort", || drained(&a));
     assert!(b.tell(&["drain", "--undo"]).contains("in service"));
@@ -431,7 +431,7 @@ next-hop-v6 = "fd09::1"
             .unwrap()
             .is_empty()
     });
-    let resets = b.neighbor().unwrap()["established_count"].clone();
+    let resets = b.neighbor().unwrap()["establishedCount"].clone();
 
     // A file that cannot be used changes nothing; one that can is the difference, and the session does not notice.
     std::fs::write(&b.file, format!("{B}nonsense = 1\n")).unwrap();
@@ -447,10 +447,10 @@ next-hop-v6 = "fd09::1"
         routes6().contains("2001:db8:9::/48 via fd09::2")
     });
     assert!(routes().contains("198.51.100.0/24"));
-    assert_eq!(b.neighbor().unwrap()["established_count"], resets);
+    assert_eq!(b.neighbor().unwrap()["establishedCount"], resets);
     until("an onlooker has seen it", || {
         let seen = std::fs::read_to_string(folder.path().join("seen")).unwrap();
-        seen.contains(r#"{"event":"route","prefix":"2001:db8:9::/48","next_hops":["fd09::2"]}"#)
+        seen.contains(r#"{"event":"route","prefix":"2001:db8:9::/48","nextHops":["fd09::2"]}"#)
     });
     watch.kill().unwrap();
     watch.wait().unwrap();

@@ -171,6 +171,7 @@ pub struct Icmp {
 
 /// The first packet of a flow, after destination NAT and before source NAT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Packet {
     /// Source address; of the same family as `dst`.
     pub src: IpAddr,

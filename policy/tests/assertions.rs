@@ -92,7 +92,7 @@ fn what_does_not_hold_names_the_rule_that_decided() {
     };
     let packet = |src: &str, protocol: u8, ports: [Option<u16>; 2], icmp: Value| {
         json!({"src": src, "dst": "10.0.0.2",
-            "protocol": protocol, "src_port": ports[0], "dst_port": ports[1], "icmp": icmp})
+            "protocol": protocol, "srcPort": ports[0], "dstPort": ports[1], "icmp": icmp})
     };
     assert_eq!(
         found,

@@ -30,6 +30,7 @@ pub enum Part {
 
 /// Which parts somebody wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Parts {
     /// What peers said. It is not kept: peers are asked for it again when a station comes (RFC 2918).
     pub pre_policy: bool,

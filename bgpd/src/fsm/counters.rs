@@ -16,6 +16,7 @@ const KINDS: usize = 64;
 
 /// Messages by type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MessageCounts {
     /// OPEN.
     pub open: u64,

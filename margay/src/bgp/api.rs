@@ -181,7 +181,7 @@ async fn drain<S: HasSpeaker>(
 
 /// One line of `GET /v1/bgp/watch`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub(crate) enum Change {
     /// A session changed its state.
     Peer {

@@ -310,6 +310,7 @@ pub enum TierEnd {
 
 /// A local workload endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Name of the host side of its interface.
     pub interface: String,

@@ -34,6 +34,7 @@ pub enum HostDecider {
 
 /// The answer of one stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct HostDecision {
     /// What becomes of the packet.
     pub outcome: Outcome,

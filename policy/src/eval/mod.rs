@@ -22,6 +22,7 @@ pub use host::{
 
 /// The answer, and how it came about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Decision {
     /// Whether the packet passes in this direction.
     pub allowed: bool,

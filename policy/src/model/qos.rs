@@ -40,6 +40,7 @@ pub struct Limits {
 
 /// A packet rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PacketRate {
     /// Packets per second; not 0.
     pub per_second: u32,

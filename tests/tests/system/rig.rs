@@ -238,13 +238,13 @@ impl Rig {
                 let summary: Value =
                     serde_json::from_str(&self.margay(host, &["bgp", "summary", "-o", "json"])?)?;
                 let settled = list(neighbors)?.iter().all(|neighbor| {
-                    let families = neighbor["by_family"].as_object();
+                    let families = neighbor["byFamily"].as_object();
                     neighbor["stale"] == 0
                         && families.is_some_and(|families| {
-                            !families.is_empty() && families.values().all(|one| one["end_of_rib"] == true)
+                            !families.is_empty() && families.values().all(|one| one["endOfRib"] == true)
                         })
                 });
-                Ok((settled && summary["in_sync"] == true).then_some(()))
+                Ok((settled && summary["inSync"] == true).then_some(()))
             })
             .with_context(|| self.log(host))?;
         }
