@@ -233,7 +233,11 @@ fn a_missing_profile_is_a_body_that_denies() {
         json!({}),
         json!({"profiles": ["gone"]}),
     )]);
-    let body = &world.program.policies[&policy_id(&PolicyKey::profile("gone"))];
+    let body = world
+        .program
+        .policies
+        .get(&policy_id(&PolicyKey::profile("gone")))
+        .unwrap();
     assert!(body.missing);
     for rules in [&body.ingress, &body.egress] {
         assert!(matches!(&rules[..], [rule] if rule.action == Action::Deny && rule.matches.is_empty()));

@@ -9,6 +9,7 @@
 //! (`Model::replace`, `compile::Incremental`, `render::Cache`); where one does not, that step is done again from its
 //! input. The first calculation, and one after very many changes, begins from nothing.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -295,10 +296,13 @@ impl State {
                     return false;
                 }
                 // Whoever holds an address of a workload of ours decides whose it is.
-                let concerns = |endpoint: &Endpoint| endpoint.addresses.iter().any(|a| self.held.contains(a));
-                !both().any(concerns) && program.endpoint(model, before.as_ref(), after)
+                let concerns =
+                    |endpoint: &Arc<Endpoint>| endpoint.addresses.iter().any(|a| self.held.contains(a));
+                !both().any(concerns) && program.endpoint(model, before.as_deref(), after.map(AsRef::as_ref))
             }
-            Replaced::Set(key, before) => program.set(model, before.as_ref(), model.sets.get(&key)),
+            Replaced::Set(key, before) => {
+                program.set(model, before.as_deref(), model.sets.get(&key).map(AsRef::as_ref))
+            }
             Replaced::Policy(key, before) => match (before, model.policies.get(&key)) {
                 (Some(before), Some(after)) => program.policy(model, &before, after),
                 (None, None) => true,
@@ -327,6 +331,7 @@ impl State {
                 pools: self.pools.all(),
                 nodes: self.nodes(),
                 quarantine,
+                passes: OnceCell::new(),
             },
             cache,
         );

@@ -242,6 +242,7 @@ impl Engine {
             }
             let messages = batch.len();
             self.socket.take_seq(messages + 2);
+            let removed: Vec<String> = plan.removed(actual, desired);
             let counted = self.count(&plan.emptied);
             let outcome = match self.socket.commit(&mut batch) {
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
@@ -253,7 +254,7 @@ impl Engine {
             };
             match outcome {
                 Outcome::Committed => {
-                    self.keep_counts(counted, desired);
+                    self.keep_counts(counted, removed);
                     let changed = plan.touched.iter().cloned().collect();
                     let state = match before {
                         None => read_table(&mut self.socket, &self.table)?,
@@ -331,9 +332,18 @@ impl Engine {
             return Ok(vec![self.table.clone()]);
         }
         let changed = differences(&believed, found);
-        for (name, chain) in &mut found.chains {
-            if !changed.contains(name) {
-                chain.written = believed.chains.get(name).and_then(|c| c.written.clone());
+        if changed.is_empty() {
+            *found = Actual {
+                table: found.table,
+                ..believed
+            };
+            return Ok(Vec::new());
+        }
+        for (name, before) in &believed.chains {
+            if !changed.contains(name)
+                && let Some(chain) = found.chains.get_mut(name)
+            {
+                chain.written.clone_from(&before.written);
             }
         }
         Ok(changed.into_iter().collect())
@@ -433,13 +443,22 @@ impl Engine {
         all
     }
 
-    fn keep_counts(&mut self, counted: Vec<RuleCounter>, desired: &Table) {
+    fn keep_counts(&mut self, counted: Vec<RuleCounter>, removed: Vec<String>) {
         for c in counted {
             let kept = self.counted.entry((c.chain, c.comment)).or_default();
             *kept = (kept.0.saturating_add(c.packets), kept.1.saturating_add(c.bytes));
         }
-        self.counted
-            .retain(|(chain, _), _| desired.chains.contains_key(chain));
+        for chain in removed {
+            let of_chain = self.counted.range((chain.clone(), String::new())..);
+            let keys: Vec<(String, String)> = of_chain
+                .map(|(key, _)| key)
+                .take_while(|(name, _)| *name == chain)
+                .cloned()
+                .collect();
+            for key in keys {
+                self.counted.remove(&key);
+            }
+        }
     }
 
     /// A kernel before 6.9 does not know tables that outlive their owner.

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use policy::sorted::Sorted;
+use policy::sorted::{Sorted, SortedMap};
 
 use super::encode::{
     DATA_VERDICT, ELEM_INTERVAL_END, SET_ANONYMOUS, SET_INTERVAL, SET_MAP, TABLE_OWNER, TABLE_PERSIST,
@@ -16,19 +16,23 @@ use super::encode::{
     split_comment,
 };
 use super::netlink::{Attributes, Message};
-use super::ruleset::{Base, Chain, ChainType, Element, Hook, KeyType, Map, Policy, Set, Value, Verdict};
+use super::ruleset::{
+    Base, Chain, ChainType, Element, Hook, KeyType, Map, Policy, Set, Table, Value, Verdict,
+};
 use super::socket::Socket;
 
 /// The state of our table in the kernel, as read or as written last.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Actual {
     /// Flags of the table and its owner's port, if the table exists.
     pub(super) table: Option<TableState>,
-    pub(super) sets: BTreeMap<String, Arc<Set>>,
-    pub(super) maps: BTreeMap<String, Arc<Map>>,
+    pub(super) sets: SortedMap<String, Arc<Set>>,
+    pub(super) maps: SortedMap<String, Arc<Map>>,
     /// Sets and maps of a kind that we never make, and whether each is a map.
     pub(super) strange: BTreeMap<String, bool>,
-    pub(super) chains: BTreeMap<String, ActualChain>,
+    pub(super) chains: SortedMap<String, ActualChain>,
+    /// The table that all of this is, as it was written last. Nothing if the kernel may have something else.
+    pub(super) whole: Option<Table>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,11 +114,9 @@ pub(super) fn read(socket: &mut Socket, table: &str) -> io::Result<Actual> {
                 .flatten()
         },
     )?;
-    for (name, chain) in chains {
+    for (name, mut chain) in chains {
+        chain.rules = read_fingerprints(socket, table, &name)?;
         actual.chains.insert(name, chain);
-    }
-    for (name, chain) in &mut actual.chains {
-        chain.rules = read_fingerprints(socket, table, name)?;
     }
     let heads = socket.dump(
         msg::GETSET,

@@ -9,13 +9,15 @@
 //! sets, maps and chains; fill sets; fill chains; fill maps; base chains last, so that no packet enters a table that
 //! is not complete.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+
+use policy::sorted::SortedMap;
 
 use super::dump::{Actual, ActualChain};
 use super::encode::{Batch, EncodedRule, TABLE_OWNER, TABLE_PERSIST};
 use super::ruleset::{
-    Chain, Element, Invalid, Map, Match, Rule, Set, Sound, Statement, Table, Verdict, is_sound_after,
+    Chain, Element, Invalid, Map, Match, Parts, Rule, Set, Statement, Table, Verdict, is_sound_after,
     leads_nowhere_new, map_leads_nowhere_new, ranges,
 };
 
@@ -28,15 +30,68 @@ pub(super) struct Plan {
     pub(super) emptied: Vec<String>,
     /// Names of objects touched, for the report.
     pub(super) touched: BTreeSet<String>,
-    /// Whether all chains, and the names and kinds of all sets and maps, are the same values as before.
-    pub(super) elements_only: bool,
+    /// What was looked at, if not everything was.
+    part: Option<Part>,
 }
 
 /// Writes into `batch` what leads from `actual` to `desired`. An empty batch means there is nothing to do.
 pub(super) fn plan(actual: &Actual, desired: &Table, owner: bool, batch: &mut Batch) -> Plan {
-    if actual.same_but_elements(desired) {
-        return plan_elements(actual, desired, batch);
+    match Part::of(actual, desired) {
+        Some(part) => {
+            let mut plan = plan_all(&part.actual, &part.desired, owner, batch);
+            plan.part = Some(part);
+            plan
+        }
+        None => plan_all(actual, desired, owner, batch),
     }
+}
+
+/// What differs between the table that was written last and the one that is wanted, and nothing else of either.
+#[derive(Debug)]
+struct Part {
+    actual: Actual,
+    desired: Table,
+}
+
+impl Part {
+    /// Nothing if the kernel may have something else than was written, or if something has to be deleted and made
+    /// again: what refers to it is then concerned too.
+    fn of(actual: &Actual, desired: &Table) -> Option<Part> {
+        let whole = actual.whole.as_ref()?;
+        let mut part = Part {
+            actual: Actual {
+                table: Some(actual.table?),
+                ..Actual::default()
+            },
+            desired: Table::new(&desired.name),
+        };
+        for (_, before, after) in whole.sets.difference(&desired.sets, Arc::ptr_eq) {
+            if let Some(before) = before {
+                part.actual.sets.insert(before.name.clone(), Arc::clone(before));
+            }
+            after.map(|after| part.desired.add_set(Arc::clone(after)));
+        }
+        for (_, before, after) in whole.maps.difference(&desired.maps, Arc::ptr_eq) {
+            if let Some(before) = before {
+                part.actual.maps.insert(before.name.clone(), Arc::clone(before));
+            }
+            after.map(|after| part.desired.add_map(Arc::clone(after)));
+        }
+        for (name, before, after) in whole.chains.difference(&desired.chains, Arc::ptr_eq) {
+            if before.is_some() {
+                let before = actual.chains.get(name)?;
+                part.actual.chains.insert(name.clone(), before.clone());
+            }
+            after.map(|after| part.desired.add_chain(Arc::clone(after)));
+        }
+        let replaced = Replaced::new(&part.actual, &part.desired);
+        let none = replaced.sets.is_empty() && replaced.chains.is_empty();
+        drop(replaced);
+        none.then_some(part)
+    }
+}
+
+fn plan_all(actual: &Actual, desired: &Table, owner: bool, batch: &mut Batch) -> Plan {
     if actual.table.is_none() {
         let flags = if owner { TABLE_OWNER | TABLE_PERSIST } else { 0 };
         batch.new_table(flags, desired.comment.as_deref());
@@ -130,155 +185,153 @@ pub(super) fn plan(actual: &Actual, desired: &Table, owner: bool, batch: &mut Ba
         written: fingerprints,
         emptied,
         touched,
-        elements_only: false,
+        part: None,
     }
 }
 
-/// The common case, without a look at anything that is still the same value.
-fn plan_elements(actual: &Actual, desired: &Table, batch: &mut Batch) -> Plan {
-    let none = Replaced {
-        sets: BTreeSet::new(),
-        chains: BTreeSet::new(),
-    };
-    let mut touched = BTreeSet::new();
-    let maps = || {
-        actual
-            .maps
-            .values()
-            .zip(desired.maps.values())
-            .filter(|(a, b)| !Arc::ptr_eq(a, b))
-    };
-    for (before, after) in maps() {
-        let count = batch.len();
-        let stale = before
-            .elements
-            .iter()
-            .filter(|(key, v)| after.elements.get(*key) != Some(v));
-        batch.entries(&after.name, false, stale);
-        add_entries(Some(before), after, &none, batch);
-        if batch.len() != count {
-            touched.insert(after.name.clone());
-        }
-    }
-    for (before, after) in actual.sets.values().zip(desired.sets.values()) {
-        if fill_set(Some(before), after, batch) {
-            touched.insert(after.name.clone());
-        }
-    }
-    Plan {
-        written: BTreeMap::new(),
-        emptied: Vec::new(),
-        touched,
-        elements_only: true,
+impl Plan {
+    /// Chains that are there no more once the plan is committed.
+    pub(super) fn removed(&self, before: &Actual, desired: &Table) -> Vec<String> {
+        let before = self.part.as_ref().map_or(before, |part| &part.actual);
+        let gone = before
+            .chains
+            .keys()
+            .filter(|name| !desired.chains.contains_key(*name));
+        gone.cloned().collect()
     }
 }
 
 impl Actual {
-    /// Whether nothing but elements of sets and maps can differ. Two walks side by side, no look-ups.
-    fn same_but_elements(&self, desired: &Table) -> bool {
-        fn all<A, B>(
-            a: &BTreeMap<String, A>,
-            b: &BTreeMap<String, B>,
-            same: impl Fn(&A, &B) -> bool,
-        ) -> bool {
-            a.len() == b.len() && a.iter().zip(b).all(|((m, a), (n, b))| same(a, b) && m == n)
-        }
-        self.table.is_some()
-            && self.strange.is_empty()
-            && all(&self.chains, &desired.chains, |before, after| {
-                before
-                    .written
-                    .as_ref()
-                    .is_some_and(|written| Arc::ptr_eq(written, after))
-            })
-            && all(&self.sets, &desired.sets, |a, b| {
-                Arc::ptr_eq(a, b) || same_shape(a, b)
-            })
-            && all(&self.maps, &desired.maps, |a, b| {
-                Arc::ptr_eq(a, b) || (&a.key, &a.comment) == (&b.key, &b.comment)
-            })
-    }
-
     /// What is wrong with a table, looking only at what is new in it.
     pub(super) fn check(&self, desired: &Table) -> Vec<Invalid> {
-        // A part that is the same value is sound as long as nothing it may refer to is gone or of another kind.
-        let kept = self.same_but_elements(desired)
-            || self.sets.iter().all(|(name, set)| {
-                desired
-                    .sets
-                    .get(name)
-                    .is_some_and(|after| Arc::ptr_eq(set, after) || set.key == after.key)
-            }) && self.maps.iter().all(|(name, map)| {
-                desired
-                    .maps
-                    .get(name)
-                    .is_some_and(|after| Arc::ptr_eq(map, after) || map.key == after.key)
-            }) && self.chains.iter().all(|(name, chain)| {
-                desired
-                    .chains
-                    .get(name)
-                    .is_some_and(|after| chain.base.is_some() == after.base.is_some())
+        let Some(whole) = &self.whole else {
+            return desired.check();
+        };
+        let sets = whole.sets.difference(&desired.sets, Arc::ptr_eq);
+        let maps = whole.maps.difference(&desired.maps, Arc::ptr_eq);
+        let chains = whole.chains.difference(&desired.chains, Arc::ptr_eq);
+        // A part that is the same value is sound as long as nothing it refers to is gone or of another kind.
+        let same_kinds = sets
+            .iter()
+            .all(|(_, a, b)| a.zip(*b).is_none_or(|(a, b)| a.key == b.key))
+            && maps
+                .iter()
+                .all(|(_, a, b)| a.zip(*b).is_none_or(|(a, b)| a.key == b.key))
+            && chains.iter().all(|(_, a, b)| {
+                a.zip(*b)
+                    .is_none_or(|(a, b)| a.base.is_some() == b.base.is_some())
             });
-        if !kept {
+        let gone = Gone {
+            sets: (sets.iter())
+                .filter(|(_, _, after)| after.is_none())
+                .map(|(name, ..)| name.as_str())
+                .collect(),
+            maps: (maps.iter())
+                .filter(|(_, _, after)| after.is_none())
+                .map(|(name, ..)| name.as_str())
+                .collect(),
+            chains: (chains.iter())
+                .filter(|(_, _, after)| after.is_none())
+                .map(|(name, ..)| name.as_str())
+                .collect(),
+        };
+        if !same_kinds || gone.is_missed(desired) {
             return desired.check();
         }
-        desired.check_except(&Sound {
-            set: &|set| {
-                self.sets
-                    .get(&set.name)
-                    .is_some_and(|before| Arc::ptr_eq(before, set) || is_sound_after(before, set))
-            },
-            map: &|map| {
-                self.maps
-                    .get(&map.name)
-                    .is_some_and(|before| Arc::ptr_eq(before, map))
-            },
-            chain: &|chain| {
-                let before = self
-                    .chains
-                    .get(&chain.name)
-                    .and_then(|before| before.written.as_ref());
-                before.is_some_and(|before| Arc::ptr_eq(before, chain))
-            },
-            ways: &|chain| {
-                let before = self.chains.get(&chain.name);
-                (before.and_then(|before| before.written.as_ref()))
-                    .is_some_and(|before| leads_nowhere_new(before, chain))
-            },
-            map_ways: &|map| {
-                let before = self.maps.get(&map.name);
-                before.is_some_and(|before| map_leads_nowhere_new(before, map))
-            },
+        desired.check_only(&Parts {
+            sets: sets
+                .into_iter()
+                .filter(|(_, before, after)| {
+                    !before
+                        .zip(*after)
+                        .is_some_and(|(before, after)| is_sound_after(before, after))
+                })
+                .filter_map(|(name, _, after)| Some((name, after?)))
+                .collect(),
+            ways: chains.iter().any(|(_, before, after)| match (before, after) {
+                (Some(before), Some(after)) => !leads_nowhere_new(before, after),
+                (_, after) => after.is_some(),
+            }) || maps.iter().any(|(_, before, after)| match (before, after) {
+                (Some(before), Some(after)) => !map_leads_nowhere_new(before, after),
+                (_, after) => after.is_some(),
+            }),
+            maps: maps
+                .into_iter()
+                .filter_map(|(name, _, after)| Some((name, after?)))
+                .collect(),
+            chains: chains
+                .into_iter()
+                .filter_map(|(name, _, after)| Some((name, after?)))
+                .collect(),
         })
     }
 
     /// The state after the plan was committed.
     pub(super) fn committed(&mut self, desired: &Table, mut plan: Plan) {
-        if plan.elements_only {
-            for (before, after) in self.sets.values_mut().zip(desired.sets.values()) {
-                before.clone_from(after);
+        match plan.part.take() {
+            Some(part) => {
+                for name in part.actual.chains.keys() {
+                    if !part.desired.chains.contains_key(name) {
+                        self.chains.remove(name);
+                    }
+                }
+                for (name, chain) in &part.desired.chains {
+                    let after = plan.chain(name, chain, self.chains.get(name));
+                    self.chains.insert(name.clone(), after);
+                }
             }
-            for (before, after) in self.maps.values_mut().zip(desired.maps.values()) {
-                before.clone_from(after);
+            None => {
+                let chains = desired.chains.iter();
+                self.chains = chains
+                    .map(|(name, chain)| (name.clone(), plan.chain(name, chain, self.chains.get(name))))
+                    .collect();
             }
-            return;
-        }
-        let mut before = std::mem::take(&mut self.chains);
-        for (name, chain) in &desired.chains {
-            let kept = before.remove(name).map(|c| c.rules).unwrap_or_default();
-            let rules = plan.written.remove(name).unwrap_or(kept);
-            let written = Some(Arc::clone(chain));
-            let after = ActualChain {
-                base: chain.base,
-                strange: false,
-                rules,
-                written,
-            };
-            self.chains.insert(name.clone(), after);
         }
         self.sets = desired.sets.clone();
         self.maps = desired.maps.clone();
         self.strange.clear();
+        self.whole = Some(desired.clone());
+    }
+}
+
+impl Plan {
+    fn chain(&mut self, name: &str, chain: &Arc<Chain>, before: Option<&ActualChain>) -> ActualChain {
+        let kept = || before.map(|before| before.rules.clone()).unwrap_or_default();
+        ActualChain {
+            base: chain.base,
+            strange: false,
+            rules: self.written.remove(name).unwrap_or_else(kept),
+            written: Some(Arc::clone(chain)),
+        }
+    }
+}
+
+/// Names that a table had and has no more.
+struct Gone<'a> {
+    sets: HashSet<&'a str>,
+    maps: HashSet<&'a str>,
+    chains: HashSet<&'a str>,
+}
+
+impl Gone<'_> {
+    /// Whether something in the table refers to one.
+    fn is_missed(&self, table: &Table) -> bool {
+        if self.sets.is_empty() && self.maps.is_empty() && self.chains.is_empty() {
+            return false;
+        }
+        let goes_to = |v: &Verdict| v.target().is_some_and(|chain| self.chains.contains(chain));
+        let in_rule = |statement: &Statement| match statement {
+            Statement::Match(Match::InSet { set, .. }) => self.sets.contains(set.as_str()),
+            Statement::VerdictMap { map, .. } => self.maps.contains(map.as_str()),
+            Statement::InlineVerdictMap { elements, .. } => elements.values().any(goes_to),
+            Statement::Verdict(verdict) => goes_to(verdict),
+            _ => false,
+        };
+        let mut statements = (table.chains.values())
+            .flat_map(|chain| &chain.rules)
+            .flat_map(|rule| &rule.statements);
+        statements.any(in_rule)
+            || !self.chains.is_empty() && (table.maps.values()).any(|map| map.elements.values().any(goes_to))
     }
 }
 
@@ -476,16 +529,12 @@ fn add_entries(
 /// What differs between what the kernel should have after our last write and what it has, by name.
 pub(super) fn differences(believed: &Actual, found: &Actual) -> BTreeSet<String> {
     fn differ<T>(
-        a: &BTreeMap<String, T>,
-        b: &BTreeMap<String, T>,
+        a: &SortedMap<String, T>,
+        b: &SortedMap<String, T>,
         same: impl Fn(&T, &T) -> bool,
     ) -> Vec<String> {
-        let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-        let differs = |name: &&String| match (a.get(*name), b.get(*name)) {
-            (Some(a), Some(b)) => !same(a, b),
-            _ => true,
-        };
-        names.into_iter().filter(differs).cloned().collect()
+        let found = a.difference(b, same).into_iter();
+        found.map(|(name, ..)| name.clone()).collect()
     }
     let same_set = |a: &Arc<Set>, b: &Arc<Set>| {
         same_shape(a, b)
@@ -499,6 +548,14 @@ pub(super) fn differences(believed: &Actual, found: &Actual) -> BTreeSet<String>
         .collect();
     all.extend(differ(&believed.maps, &found.maps, |a, b| a == b));
     all.extend(differ(&believed.chains, &found.chains, |a, b| a == b));
-    all.extend(differ(&believed.strange, &found.strange, |a, b| a == b));
+    let strange = believed
+        .strange
+        .iter()
+        .filter(|(name, is_map)| found.strange.get(*name) != Some(is_map));
+    let stranger = found
+        .strange
+        .iter()
+        .filter(|(name, is_map)| believed.strange.get(*name) != Some(is_map));
+    all.extend(strange.chain(stranger).map(|(name, _)| name.clone()));
     all
 }

@@ -166,7 +166,7 @@ fn base(input: &Input<'_>, place: &Place, asked: &BTreeSet<(Stage, Direction)>, 
     }
     if asked.contains(&(place.stage, place.direction)) {
         chain = failsafe(input, place, chain);
-        if uses_pass(input.program) {
+        if uses_pass(input) {
             chain = chain.rule(clear_pass(input));
         }
         chain = dispatch(input, place, chain, table);

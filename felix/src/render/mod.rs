@@ -35,6 +35,7 @@ mod qos;
 mod report;
 mod sets;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -80,7 +81,7 @@ pub enum HostAction {
 #[derive(Debug)]
 pub struct Input<'a> {
     /// The policy of this node's endpoints.
-    pub program: &'a Program,
+    pub program: &'a Arc<Program>,
     /// Interface prefix and marks.
     pub config: &'a AgentConfig,
     /// `defaultEndpointToHostAction`.
@@ -93,6 +94,8 @@ pub struct Input<'a> {
     pub nodes: Vec<IpNetwork>,
     /// Names of chains and sets the kernel refused, with its message. What needs them is rendered as a drop.
     pub quarantine: &'a BTreeMap<String, String>,
+    /// Whether policies pass; found out when it is needed first.
+    pub passes: OnceCell<bool>,
 }
 
 /// Whether packets of this node get a class as they leave the cluster.
@@ -111,7 +114,7 @@ pub fn table(input: &Input<'_>) -> Table {
 
 /// The table, with the parts of the last one that are the same now.
 pub fn table_with(input: &Input<'_>, cache: &mut Cache) -> Arc<Table> {
-    let (mut sets, mut lists) = cache.begin(input);
+    cache.begin(input);
     let mut table = Table::new(TABLE);
     table.comment = Some(TABLE_COMMENT.to_owned());
     sources(input, &mut table);
@@ -120,9 +123,7 @@ pub fn table_with(input: &Input<'_>, cache: &mut Cache) -> Arc<Table> {
     host::add(input, &mut table);
     nat(input, &mut table);
     qos::add(input, &mut table);
-    sets::add(input, &mut table, &mut sets);
-    policy::add(input, &mut table, &mut lists);
-    cache.end(input, sets, lists, table)
+    cache.end(input, table)
 }
 
 /// `iifname "cali*"` or `oifname "cali*"`.
@@ -321,7 +322,7 @@ fn forward(input: &Input<'_>, table: &mut Table) {
         );
         let chain = Chain::new(dispatch).rule(invalid());
         let mut chain = qos::ask(input, Kind::Connections, direction, chain);
-        if policy::uses_pass(input.program) {
+        if policy::uses_pass(input) {
             chain = chain.rule(clear_pass(input));
         }
         table.add_chain(
@@ -390,7 +391,7 @@ fn host(input: &Input<'_>, table: &mut Table) {
         }
         HostAction::Accept => {
             chain = qos::ask(input, Kind::Connections, Direction::Egress, chain);
-            if policy::uses_pass(input.program) {
+            if policy::uses_pass(input) {
                 chain = chain.rule(clear_pass(input));
             }
             chain = chain

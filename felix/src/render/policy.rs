@@ -1,6 +1,6 @@
 //! Groups, tiers, policies and their rules as chains.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use policy::compile::{
@@ -10,8 +10,7 @@ use policy::compile::{
 use policy::model::{Hook, PolicyKind};
 use policy::packet::{Direction, IpVersion};
 
-use super::cache::Lists;
-use super::index::Item;
+use super::index::{Item, Reads};
 use super::lists::{self, List};
 use super::{Input, drop_rule, log_rule, said};
 use crate::flowlog::{Reason, Tag};
@@ -20,7 +19,7 @@ use crate::nft::ruleset::{
 };
 
 /// Chain that a passed packet goes through on its way out of a tier.
-const PASSED: &str = "passed";
+pub(super) const PASSED: &str = "passed";
 /// Protocols with ports that rules can name: TCP, UDP, SCTP.
 const WITH_PORTS: [u8; 3] = [6, 17, 132];
 
@@ -34,10 +33,15 @@ pub(super) fn chain_names(program: &Program) -> BTreeMap<GroupId, String> {
 }
 
 /// Whether any policy passes, so that the mark is in use at all.
-pub(super) fn uses_pass(program: &Program) -> bool {
-    program.policies.values().any(|policy| {
-        !is_profile(policy) && (policy.has_pass(Direction::Ingress) || policy.has_pass(Direction::Egress))
-    })
+pub(super) fn uses_pass(input: &Input<'_>) -> bool {
+    *input
+        .passes
+        .get_or_init(|| input.program.policies.values().any(|policy| passes(policy)))
+}
+
+/// Whether the policy passes to the next tier. A profile that passes ends itself only.
+pub(super) fn passes(policy: &Policy) -> bool {
+    !is_profile(policy) && (policy.has_pass(Direction::Ingress) || policy.has_pass(Direction::Egress))
 }
 
 fn is_profile(policy: &Policy) -> bool {
@@ -52,41 +56,15 @@ pub(super) fn body_name(id: &PolicyId, direction: Direction) -> String {
     format!("{letter}-{id}")
 }
 
-/// Adds the chains of every group, and all that they need.
-pub(super) fn add(input: &Input<'_>, table: &mut Table, lists: &mut Lists) {
-    let program = input.program;
-    let mut bodies: BTreeSet<(PolicyId, Direction)> = BTreeSet::new();
-    let mut tiers = BTreeMap::new();
-    for group in program.hosts.groups.values() {
-        for tier in &group.tiers {
-            bodies.extend(
-                tier.policies
-                    .iter()
-                    .map(|policy| (policy.clone(), group.direction)),
-            );
-            tiers.entry(tier.id.clone()).or_insert((tier, group.direction));
-        }
-        bodies.extend(
-            group
-                .profiles
-                .iter()
-                .map(|profile| (profile.clone(), group.direction)),
-        );
-    }
-    for (id, group) in &program.groups {
+/// Adds the chains of every group. The lists that they jump to are [`lists`].
+pub(super) fn groups(input: &Input<'_>, table: &mut Table) {
+    for (id, group) in &input.program.groups {
         let mut chain = Chain::new(id.as_str());
         for tier in &group.tiers {
             chain = chain.rule(Rule::new().verdict(Verdict::Jump(tier.id.as_str().to_owned())));
-            bodies.extend(
-                tier.policies
-                    .iter()
-                    .map(|policy| (policy.clone(), group.direction)),
-            );
-            tiers.entry(tier.id.clone()).or_insert((tier, group.direction));
         }
         for profile in &group.profiles {
             chain = chain.rule(Rule::new().verdict(Verdict::Jump(body_name(profile, group.direction))));
-            bodies.insert((profile.clone(), group.direction));
         }
         let reason = Reason::NoMatch {
             direction: group.direction,
@@ -96,37 +74,103 @@ pub(super) fn add(input: &Input<'_>, table: &mut Table, lists: &mut Lists) {
             chain.rule(log_rule(reason)).rule(drop_rule("nothing allowed it")),
         ));
     }
-    for (tier, direction) in tiers.into_values() {
-        let list = TierList {
-            input,
-            tier,
-            direction,
-        };
-        let policies = tier.policies.iter().filter_map(|id| program.policies.get(id));
-        let name = tier.id.as_str();
-        lists.add(input, name, policies.cloned().collect(), table, |table| {
-            lists::add(input, direction, &list, name, table)
-        });
-    }
-    for (id, direction) in bodies {
-        let Some(policy) = program.policies.get(&id) else {
-            continue;
-        };
-        let writer = RuleWriter {
-            input,
-            policy,
-            direction,
-        };
-        let name = body_name(&id, direction);
-        lists.add(input, &name, vec![Arc::clone(policy)], table, |table| {
-            lists::add(input, direction, &writer, &name, table)
-        });
-    }
-    if uses_pass(program) {
+    if uses_pass(input) {
         table.add_chain(
             Chain::new(PASSED)
                 .rule(Rule::new().then(Statement::SetMark(MarkSource::clear(input.config.pass_mark)))),
         );
+    }
+}
+
+/// A list that a group needs.
+#[derive(Clone, Debug)]
+pub(super) enum What {
+    /// The policies of a tier.
+    Tier(TierChain, Direction),
+    /// The rules of a policy or profile.
+    Body(PolicyId, Direction),
+}
+
+/// All lists that groups of workloads and of the node's own interfaces need, by the names of their chains.
+pub(super) fn lists(input: &Input<'_>) -> BTreeMap<String, What> {
+    let program = input.program;
+    let mut all = BTreeMap::new();
+    let mut add = |tiers: &[TierChain], profiles: &[PolicyId], direction: Direction| {
+        for tier in tiers {
+            if all.contains_key(tier.id.as_str()) {
+                continue;
+            }
+            all.insert(tier.id.as_str().to_owned(), What::Tier(tier.clone(), direction));
+            for policy in &tier.policies {
+                all.insert(
+                    body_name(policy, direction),
+                    What::Body(policy.clone(), direction),
+                );
+            }
+        }
+        for profile in profiles {
+            all.insert(
+                body_name(profile, direction),
+                What::Body(profile.clone(), direction),
+            );
+        }
+    };
+    for group in program.hosts.groups.values() {
+        add(&group.tiers, &group.profiles, group.direction);
+    }
+    for group in program.groups.values() {
+        add(&group.tiers, &group.profiles, group.direction);
+    }
+    all.retain(|_, what| match what {
+        What::Tier(..) => true,
+        What::Body(id, _) => program.policies.contains_key(id),
+    });
+    all
+}
+
+impl What {
+    /// The policies that the list holds, as far as they exist.
+    pub(super) fn ids(&self) -> &[PolicyId] {
+        match self {
+            What::Tier(tier, _) => &tier.policies,
+            What::Body(id, _) => std::slice::from_ref(id),
+        }
+    }
+
+    /// The same as they are now.
+    pub(super) fn policies(&self, input: &Input<'_>) -> Vec<Arc<Policy>> {
+        let ids = self.ids().iter();
+        ids.filter_map(|id| input.program.policies.get(id))
+            .cloned()
+            .collect()
+    }
+
+    /// Adds the chains and maps of the list, whose first chain is `name`. Returns the sets whose members decided what
+    /// they are.
+    pub(super) fn add(&self, input: &Input<'_>, name: &str, table: &mut Table) -> Reads {
+        match self {
+            What::Tier(tier, direction) => {
+                let direction = *direction;
+                let list = TierList {
+                    input,
+                    tier,
+                    direction,
+                };
+                lists::add(input, direction, &list, name, table)
+            }
+            What::Body(id, direction) => match input.program.policies.get(id) {
+                Some(policy) => {
+                    let direction = *direction;
+                    let list = RuleWriter {
+                        input,
+                        policy,
+                        direction,
+                    };
+                    lists::add(input, direction, &list, name, table)
+                }
+                None => Reads::new(),
+            },
+        }
     }
 }
 

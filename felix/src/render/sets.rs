@@ -4,18 +4,7 @@ use ipnetwork::IpNetwork;
 use policy::compile::{IpSet, Members, SetId};
 use policy::packet::IpVersion;
 
-use super::Input;
-use super::cache::Sets;
-use crate::nft::ruleset::{Element, KeyType, Set, Table, Value};
-
-/// Adds every set of the program.
-pub(super) fn add(input: &Input<'_>, table: &mut Table, kept: &mut Sets) {
-    for (id, set) in &input.program.sets {
-        if !input.quarantine.contains_key(id.as_str()) {
-            table.add_set(kept.set(id, set));
-        }
-    }
-}
+use crate::nft::ruleset::{Element, KeyType, Set, Value};
 
 /// A set of the program.
 pub(super) fn render(id: &SetId, set: &IpSet) -> Set {

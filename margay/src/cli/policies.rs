@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use datastore::Client;
@@ -200,7 +201,7 @@ async fn compile(global: &Global, args: &CompileArgs) -> anyhow::Result<ExitCode
     problems
         .iter()
         .for_each(|problem| eprintln!("warning: {problem}"));
-    let here = |endpoint: &&Endpoint| args.node.as_ref().is_none_or(|node| *node == endpoint.node);
+    let here = |endpoint: &&Arc<Endpoint>| args.node.as_ref().is_none_or(|node| *node == endpoint.node);
     let local: BTreeSet<EndpointId> = (model.endpoints.values().filter(here))
         .map(|endpoint| endpoint.id.clone())
         .collect();

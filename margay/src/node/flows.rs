@@ -142,7 +142,8 @@ impl Names {
     }
 
     fn endpoint(&self, address: IpAddr) -> Option<&Endpoint> {
-        self.model.endpoints.get(self.ends.get(&address)?)
+        let endpoint = self.model.endpoints.get(self.ends.get(&address)?)?;
+        Some(endpoint)
     }
 
     fn end(&self, address: IpAddr, port: Option<u16>) -> FlowEnd {

@@ -80,7 +80,7 @@ impl<'m, 's> Ends<'m, 's> {
     fn by_name(&self, text: &str) -> Result<Named<'m>, String> {
         let exact = text.parse::<EndpointId>().ok();
         let endpoint = match exact.and_then(|id| self.model.endpoints.get(&id)) {
-            Some(endpoint) => Ok(endpoint),
+            Some(endpoint) => Ok(endpoint.as_ref()),
             None => find_endpoint(self.model, text),
         };
         let end = match (endpoint, self.model.host_endpoints.get(text)) {

@@ -182,10 +182,9 @@ impl Incremental {
         let new = Arc::new(new);
         let program = Arc::make_mut(&mut self.program);
         for (name, set) in &made.sets {
-            program
-                .sets
-                .entry(name.clone())
-                .or_insert_with(|| Arc::clone(set));
+            if !program.sets.contains_key(name) {
+                program.sets.insert(name.clone(), Arc::clone(set));
+            }
         }
         program.policies.insert(id, Arc::clone(&new));
         self.watch(made);

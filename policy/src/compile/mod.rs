@@ -71,7 +71,7 @@ fn compile_with_sets(model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHo
             .flat_map(|policy| policy.sets())
             .collect(),
     );
-    program.sets = std::mem::take(&mut made.sets);
+    program.sets = std::mem::take(&mut made.sets).into_iter().collect();
     (program, made)
 }
 
@@ -241,7 +241,9 @@ impl<'m> Compiler<'m> {
 /// The body of a policy, compiled if it is met for the first time.
 fn add_body(policy: &model::Policy, sets: &mut Sets<'_>, program: &mut Program) -> PolicyId {
     let id = policy_id(&policy.key);
-    (program.policies.entry(id.clone())).or_insert_with(|| Arc::new(body(policy, sets)));
+    if !program.policies.contains_key(&id) {
+        program.policies.insert(id.clone(), Arc::new(body(policy, sets)));
+    }
     id
 }
 

@@ -32,7 +32,7 @@ use serde::Serialize;
 use super::host::Hosts;
 use crate::model::{EndpointId, Hook, Origin, PolicyKey, Qos};
 use crate::packet::{Direction, IpVersion, Protocol};
-use crate::sorted::Sorted;
+use crate::sorted::{Sorted, SortedMap};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -79,9 +79,9 @@ id!(
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Program {
     /// Sets that at least one rule names.
-    pub sets: BTreeMap<SetId, Arc<IpSet>>,
+    pub sets: SortedMap<SetId, Arc<IpSet>>,
     /// Policy and profile bodies that at least one group names.
-    pub policies: BTreeMap<PolicyId, Arc<Policy>>,
+    pub policies: SortedMap<PolicyId, Arc<Policy>>,
     /// Groups that at least one endpoint names.
     pub groups: BTreeMap<GroupId, Arc<Group>>,
     /// The local workload endpoints. A packet of an interface that is not here is nobody's, and denied.

@@ -12,6 +12,7 @@ use super::index::Index;
 use super::program::{IpSet, Members, SetId};
 use crate::model::{LabelSet, Model, NamedPort, PeerSelector};
 use crate::packet::{IpVersion, Protocol};
+use crate::sorted::SortedMap;
 
 /// The whole of one family.
 pub(super) fn is_whole_family(net: &IpNetwork) -> bool {
@@ -122,7 +123,7 @@ struct Population<'m> {
 /// Sets that exist already.
 #[derive(Clone, Copy)]
 pub(super) struct Existing<'m> {
-    pub(super) sets: &'m BTreeMap<SetId, Arc<IpSet>>,
+    pub(super) sets: &'m SortedMap<SetId, Arc<IpSet>>,
     pub(super) selectors: &'m HashMap<String, Watched>,
 }
 

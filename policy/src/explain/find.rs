@@ -41,6 +41,7 @@ pub(super) fn by_address(model: &Model, address: IpAddr) -> Option<&Endpoint> {
         .endpoints
         .values()
         .find(|endpoint| endpoint.addresses.contains(&address))
+        .map(AsRef::as_ref)
 }
 
 /// The endpoint by whatever people call it, the most exact name first: `namespace/endpoint`, `namespace/workload`, the

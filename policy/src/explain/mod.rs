@@ -420,7 +420,7 @@ fn staged_reports(
         .collect();
     staged.sort_by_key(|policy| policy.sort_key());
     let report = |policy: &Policy| policy_report(model, &policy.key, direction, packet);
-    staged.into_iter().map(report).collect()
+    staged.into_iter().map(|policy| report(policy)).collect()
 }
 
 /// The rules of a policy or profile, where it was written, and its tier.

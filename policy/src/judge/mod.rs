@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -201,13 +202,16 @@ impl Judge {
             .map(|name| (name.clone(), name.clone()))
             .collect();
         let is_named = |endpoint: &Endpoint| !endpoint.interface.is_empty();
-        let program = if model.endpoints.values().all(is_named) {
+        let program = if model.endpoints.values().all(|endpoint| is_named(endpoint)) {
             compile::compile_node(model, &everybody, hosts)
         } else {
             // The compiler leaves out what no kernel could enforce; the question here is what policy says.
             let mut model = model.clone();
-            for endpoint in model.endpoints.values_mut().filter(|e| !is_named(e)) {
+            let nameless = model.endpoints.values().filter(|endpoint| !is_named(endpoint));
+            let nameless: Vec<Endpoint> = nameless.map(|endpoint| Endpoint::clone(endpoint)).collect();
+            for mut endpoint in nameless {
                 endpoint.interface = "unknown".to_owned();
+                model.endpoints.insert(endpoint.id.clone(), Arc::new(endpoint));
             }
             compile::compile_node(&model, &everybody, hosts)
         };

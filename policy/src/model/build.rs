@@ -3,9 +3,10 @@
 mod replace;
 mod rules;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -144,6 +145,8 @@ struct PolicySpec<'r> {
 struct Builder {
     model: Model,
     problems: Vec<Problem>,
+    /// Labels that something in the model has: replicas share them.
+    labels: HashSet<LabelSet>,
 }
 
 impl Builder {
@@ -401,7 +404,7 @@ impl Builder {
             apply_on_forward: spec.apply_on_forward,
             origin: origin(metadata),
         };
-        self.model.policies.insert(key, policy);
+        self.model.policies.insert(key, Arc::new(policy));
     }
 
     fn profile(&mut self, metadata: &ObjectMeta, spec: &resource::ProfileSpec) {
@@ -455,7 +458,7 @@ impl Builder {
 
     /// Own labels over those of the profiles, except under the two reserved prefixes.
     fn labels<'p>(
-        &self,
+        &mut self,
         own: &BTreeMap<String, String>,
         profiles: impl Iterator<Item = &'p str>,
         namespace: Option<&str>,
@@ -504,7 +507,12 @@ impl Builder {
             labels.insert(NAMESPACE_LABEL.to_owned(), namespace.to_owned());
         }
         labels.extend(implicit.into_iter().map(|(key, value)| (key.to_owned(), value)));
-        LabelSet::new(labels)
+        let labels = LabelSet::new(labels);
+        if let Some(known) = self.labels.get(&labels) {
+            return known.clone();
+        }
+        self.labels.insert(labels.clone());
+        labels
     }
 
     fn workload(&mut self, metadata: &ObjectMeta, spec: &resource::WorkloadEndpointSpec) {
@@ -557,7 +565,7 @@ impl Builder {
                 .collect(),
             id: id.clone(),
         };
-        self.model.endpoints.insert(id, endpoint);
+        self.model.endpoints.insert(id, Arc::new(endpoint));
     }
 
     /// Limits of a workload; an annotation names the DSCP where the field does not.
@@ -626,7 +634,7 @@ impl Builder {
         };
         self.model
             .sets
-            .insert(key.clone(), NetworkSet { key, nets, labels });
+            .insert(key.clone(), Arc::new(NetworkSet { key, nets, labels }));
     }
 
     /// A node is a set of its addresses, for the selectors that ask for nodes.
@@ -644,7 +652,7 @@ impl Builder {
         let key = SetKey::Node { node };
         self.model
             .sets
-            .insert(key.clone(), NetworkSet { key, nets, labels });
+            .insert(key.clone(), Arc::new(NetworkSet { key, nets, labels }));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use crate::selector::Selector;
 
@@ -25,8 +26,13 @@ pub(super) const OWN_NAME_LABEL: &str = "projectcalico.org/name";
 
 /// The labels of an endpoint or network set, with those it inherited, and the views of its namespace and service
 /// account that `namespaceSelector` and `serviceAccountSelector` look at.
+///
+/// Copies share one value, and a model has one for all that have the same labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LabelSet {
+pub struct LabelSet(Arc<Labels>);
+
+#[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Labels {
     all: BTreeMap<String, String>,
     /// The `pcns.` labels without the prefix.
     namespace: BTreeMap<String, String>,
@@ -50,12 +56,12 @@ impl LabelSet {
             };
             all.iter().filter_map(stripped).collect()
         };
-        Self {
+        Self(Arc::new(Labels {
             namespace: view(NAMESPACE_PREFIX),
             service_account: view(SERVICE_ACCOUNT_PREFIX),
             all,
             node: false,
-        }
+        }))
     }
 
     /// The labels of a node, each under [`NODE_PREFIX`].
@@ -65,26 +71,26 @@ impl LabelSet {
         let mut all = BTreeMap::from([lend(("kubernetes.io/hostname", name))]);
         all.extend(labels.iter().map(|(key, value)| lend((key, value))));
         all.insert(NODE_NAME_LABEL.to_owned(), name.to_owned());
-        Self {
+        Self(Arc::new(Labels {
             all,
             node: true,
-            ..Self::default()
-        }
+            ..Labels::default()
+        }))
     }
 
     /// All labels.
     pub fn all(&self) -> &BTreeMap<String, String> {
-        &self.all
+        &self.0.all
     }
 
     /// The namespace, if the object is in one.
     pub fn namespace(&self) -> Option<&str> {
-        self.all.get(NAMESPACE_LABEL).map(String::as_str)
+        self.0.all.get(NAMESPACE_LABEL).map(String::as_str)
     }
 
     /// The labels of the namespace.
     pub fn of_namespace(&self) -> &BTreeMap<String, String> {
-        &self.namespace
+        &self.0.namespace
     }
 }
 
@@ -128,12 +134,12 @@ impl PeerSelector {
     /// Whether it selects something with these labels.
     pub fn matches(&self, labels: &LabelSet) -> bool {
         let in_scope = match &self.scope {
-            Scope::Nodes => labels.node,
-            _ if labels.node => false,
+            Scope::Nodes => labels.0.node,
+            _ if labels.0.node => false,
             Scope::Anywhere => true,
             Scope::Namespace(namespace) => labels.namespace() == Some(namespace),
             Scope::Namespaces(selector) => {
-                labels.namespace().is_some() && selector.matches(&labels.namespace)
+                labels.namespace().is_some() && selector.matches(&labels.0.namespace)
             }
             Scope::Global => labels.namespace().is_none(),
         };
@@ -141,7 +147,7 @@ impl PeerSelector {
             && self
                 .selector
                 .as_ref()
-                .is_none_or(|selector| selector.matches(&labels.all))
+                .is_none_or(|selector| selector.matches(&labels.0.all))
             && self
                 .service_accounts
                 .as_ref()
@@ -152,13 +158,14 @@ impl PeerSelector {
 impl ServiceAccounts {
     fn matches(&self, labels: &LabelSet) -> bool {
         labels
+            .0
             .all
             .get(SERVICE_ACCOUNT_LABEL)
             .is_some_and(|name| self.names.is_empty() || self.names.contains(name))
             && self
                 .selector
                 .as_ref()
-                .is_none_or(|selector| selector.matches(&labels.service_account))
+                .is_none_or(|selector| selector.matches(&labels.0.service_account))
     }
 }
 

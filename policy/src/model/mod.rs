@@ -22,6 +22,7 @@ mod qos;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -40,20 +41,21 @@ pub use qos::{BadDscp, DEFAULT_BURST, DSCP_ANNOTATION, Dscp, Limits, MAX_PACKETS
 
 pub use crate::compile::{Action, TierEnd};
 use crate::packet::{Direction, IpVersion, Protocol};
+use crate::sorted::SortedMap;
 
 /// Everything that has a say in whether a packet passes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
     /// Workload endpoints of all nodes.
-    pub endpoints: BTreeMap<EndpointId, Endpoint>,
+    pub endpoints: SortedMap<EndpointId, Arc<Endpoint>>,
     /// Host endpoints by name. Their addresses are members of selectors.
     pub host_endpoints: BTreeMap<String, HostEndpoint>,
     /// NetworkSets and GlobalNetworkSets, and the nodes, which are sets of their addresses.
-    pub sets: BTreeMap<SetKey, NetworkSet>,
+    pub sets: SortedMap<SetKey, Arc<NetworkSet>>,
     /// Tiers by name, the built-in ones included.
     pub tiers: BTreeMap<String, Tier>,
     /// Policies, staged ones included.
-    pub policies: BTreeMap<PolicyKey, Policy>,
+    pub policies: SortedMap<PolicyKey, Arc<Policy>>,
     /// Profiles by name.
     pub profiles: BTreeMap<String, Profile>,
     /// What FelixConfigurations say of failsafe ports, by name.

@@ -77,15 +77,14 @@ pub struct Invalid {
     pub message: String,
 }
 
-/// Parts of a table that were checked before, in a table where everything they refer to was of the same kind.
-pub(crate) struct Sound<'a> {
-    pub(crate) set: &'a dyn Fn(&Arc<Set>) -> bool,
-    pub(crate) map: &'a dyn Fn(&Arc<Map>) -> bool,
-    pub(crate) chain: &'a dyn Fn(&Arc<Chain>) -> bool,
-    /// The chain is another one, and leads nowhere that it did not lead before.
-    pub(crate) ways: &'a dyn Fn(&Chain) -> bool,
-    /// The same of a map.
-    pub(crate) map_ways: &'a dyn Fn(&Map) -> bool,
+/// The parts of a table that are to be checked; all others were, in a table where everything they refer to was of the
+/// same kind.
+pub(crate) struct Parts<'a> {
+    pub(crate) sets: Vec<(&'a String, &'a Arc<Set>)>,
+    pub(crate) maps: Vec<(&'a String, &'a Arc<Map>)>,
+    pub(crate) chains: Vec<(&'a String, &'a Arc<Chain>)>,
+    /// Whether one of them leads where none led before.
+    pub(crate) ways: bool,
 }
 
 /// Whether a string can name a table, chain, set or map: a letter, then letters, digits, `_`, `-` or `.`, at most
@@ -102,17 +101,16 @@ impl Table {
     /// Everything that is wrong, in order of the objects. Empty means the table can be sent. Ways between chains
     /// (circles, depth, statements in the wrong hook) are only looked at if nothing else is wrong.
     pub fn check(&self) -> Vec<Invalid> {
-        self.check_except(&Sound {
-            set: &|_| false,
-            map: &|_| false,
-            chain: &|_| false,
-            ways: &|_| false,
-            map_ways: &|_| false,
+        self.check_only(&Parts {
+            sets: self.sets.iter().collect(),
+            maps: self.maps.iter().collect(),
+            chains: self.chains.iter().collect(),
+            ways: true,
         })
     }
 
-    /// [`Table::check`] without the parts that are known to be sound here.
-    pub(crate) fn check_except(&self, sound: &Sound<'_>) -> Vec<Invalid> {
+    /// [`Table::check`] of some parts.
+    pub(crate) fn check_only(&self, parts: &Parts<'_>) -> Vec<Invalid> {
         let mut found = Vec::new();
         let mut wrong = |object: Object, message: String| found.push(Invalid { object, message });
         if !is_name(&self.name) {
@@ -121,11 +119,8 @@ impl Table {
         if let Some(message) = self.comment.as_deref().and_then(bad_text) {
             wrong(Object::Table, message);
         }
-        for (name, set) in self
-            .sets
-            .iter()
-            .filter(|(n, set)| **n != set.name || !(sound.set)(set))
-        {
+        for (name, set) in &parts.sets {
+            let (name, set) = (*name, *set);
             let object = || Object::Set(name.clone());
             if *name != set.name || !is_name(name) {
                 wrong(object(), format!("{:?} cannot be a name here", set.name));
@@ -133,13 +128,8 @@ impl Table {
                 wrong(object(), message);
             }
         }
-        let mut ways_changed = false;
-        for (name, map) in self
-            .maps
-            .iter()
-            .filter(|(n, map)| **n != map.name || !(sound.map)(map))
-        {
-            ways_changed |= !(sound.map_ways)(map);
+        for (name, map) in &parts.maps {
+            let (name, map) = (*name, *map);
             let object = || Object::Map(name.clone());
             if *name != map.name || !is_name(name) || self.sets.contains_key(name) {
                 wrong(
@@ -150,12 +140,8 @@ impl Table {
                 wrong(object(), message);
             }
         }
-        for (name, chain) in self
-            .chains
-            .iter()
-            .filter(|(n, chain)| **n != chain.name || !(sound.chain)(chain))
-        {
-            ways_changed |= !(sound.ways)(chain);
+        for (name, chain) in &parts.chains {
+            let (name, chain) = (*name, *chain);
             if *name != chain.name || !is_name(name) {
                 wrong(
                     Object::Chain(name.clone()),
@@ -175,7 +161,7 @@ impl Table {
                 );
             }
         }
-        if found.is_empty() && ways_changed {
+        if found.is_empty() && parts.ways {
             super::graph::check(self)
         } else {
             found

@@ -33,10 +33,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use policy::sorted::Sorted;
+use policy::sorted::{Sorted, SortedMap};
 
 pub use check::{COMMENT_MAX, Invalid, LOG_PREFIX_MAX, Object, is_name};
-pub(crate) use check::{Sound, is_sound_after};
+pub(crate) use check::{Parts, is_sound_after};
 pub(crate) use graph::{leads_nowhere_new, map_leads_nowhere_new};
 pub use value::{CtStates, Element, IfName, KeyType, Octets, Value, ValueError};
 pub(crate) use value::{merged, ranges};
@@ -49,11 +49,11 @@ pub struct Table {
     /// Comment of the table. Fixed at creation by the kernel: a later change is not carried over.
     pub comment: Option<String>,
     /// Sets by name. Sets and maps share one name space in the kernel.
-    pub sets: BTreeMap<String, Arc<Set>>,
+    pub sets: SortedMap<String, Arc<Set>>,
     /// Verdict maps by name.
-    pub maps: BTreeMap<String, Arc<Map>>,
+    pub maps: SortedMap<String, Arc<Map>>,
     /// Chains by name.
-    pub chains: BTreeMap<String, Arc<Chain>>,
+    pub chains: SortedMap<String, Arc<Chain>>,
 }
 
 impl Table {
@@ -62,17 +62,16 @@ impl Table {
         Table {
             name: name.into(),
             comment: None,
-            sets: BTreeMap::new(),
-            maps: BTreeMap::new(),
-            chains: BTreeMap::new(),
+            sets: SortedMap::new(),
+            maps: SortedMap::new(),
+            chains: SortedMap::new(),
         }
     }
 
     /// Whether both are equal. Quick for tables that share their parts.
     pub fn is_same(&self, other: &Table) -> bool {
-        fn same<T: PartialEq>(a: &BTreeMap<String, Arc<T>>, b: &BTreeMap<String, Arc<T>>) -> bool {
-            let parts = || a.values().zip(b.values());
-            a.len() == b.len() && a.keys().eq(b.keys()) && parts().all(|(a, b)| Arc::ptr_eq(a, b) || a == b)
+        fn same<T: PartialEq>(a: &SortedMap<String, Arc<T>>, b: &SortedMap<String, Arc<T>>) -> bool {
+            a.is_same(b, |a, b| Arc::ptr_eq(a, b) || a == b)
         }
         (&self.name, &self.comment) == (&other.name, &other.comment)
             && same(&self.sets, &other.sets)

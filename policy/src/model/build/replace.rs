@@ -1,5 +1,8 @@
 //! One object in the place of another, without building the model anew.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use super::{Builder, namespace};
 use crate::model::{Endpoint, EndpointId, Model, NetworkSet, Policy, PolicyKey, PolicyKind, Problem, SetKey};
 use crate::resource::{self, ObjectMeta, Resource};
@@ -8,11 +11,11 @@ use crate::resource::{self, ObjectMeta, Resource};
 #[derive(Clone, Debug)]
 pub enum Replaced {
     /// A workload endpoint.
-    Endpoint(EndpointId, Option<Endpoint>),
+    Endpoint(EndpointId, Option<Arc<Endpoint>>),
     /// A policy.
-    Policy(PolicyKey, Option<Policy>),
+    Policy(PolicyKey, Option<Arc<Policy>>),
     /// A network set, or a node.
-    Set(SetKey, Option<NetworkSet>),
+    Set(SetKey, Option<Arc<NetworkSet>>),
 }
 
 impl Model {
@@ -35,6 +38,7 @@ impl Model {
         let mut builder = Builder {
             model: std::mem::take(self),
             problems: Vec::new(),
+            labels: HashSet::new(),
         };
         let replaced = match part {
             Part::Endpoint(id) => {

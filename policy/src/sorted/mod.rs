@@ -1,14 +1,18 @@
-//! A sorted set in shared pieces.
+//! A sorted set, and a sorted map, in shared pieces.
 //!
 //! Sets of a hundred thousand addresses change by one member at a time, and several parts of a program keep the value
 //! before and after. A copy of a [`Sorted`] shares all of its pieces; a change replaces the one piece it falls into;
 //! and the difference of two copies looks only into pieces that they do not share.
+
+mod map;
 
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
+
+pub use map::{Changed, Iter, SortedMap};
 
 /// Members of a fresh piece. A piece that grows to twice as many is cut in two.
 const PIECE: usize = 256;
