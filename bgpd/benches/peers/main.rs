@@ -15,20 +15,24 @@
     reason = "a benchmark that cannot go on says so and ends"
 )]
 
+mod compare;
 mod device;
 mod peers;
 mod routes;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use compare::Usage;
 use device::{Device, Scenario};
 use peers::Peers;
 use routes::Routes;
 
 const INSIDE: &str = "MARGAY_BENCH_INSIDE";
+/// Routes of each client of a reflector.
+const EACH: usize = 100;
 /// A device that has not done it by then has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args()
@@ -36,28 +40,30 @@ fn main() -> ExitCode {
         .filter(|word| word != "--bench")
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let [scenario, size, device, ..] = words[..] else {
+    let [scenario, size, devices, rounds @ ..] = &words[..] else {
         eprintln!(
-            "inject-dense|inject-dfz|reflector|kernel SIZE margay|bird|frr|gobgp|openbgpd; see bgpd/benches/peers/README.md"
+            "inject-dense|inject-dfz|reflector|kernel SIZE margay|bird|frr|gobgp|openbgpd[,…] [ROUNDS]; see bgpd/benches/peers/README.md"
         );
         // `cargo bench --workspace` runs every bench without words; that is no mistake.
         return ExitCode::SUCCESS;
     };
-    if std::env::var_os(INSIDE).is_none() {
-        let status = Command::new("unshare")
-            .args(["-n", "-m", "-p", "-f", "--mount-proc", "--kill-child", "--"])
-            .arg(std::env::current_exe().unwrap())
-            .args(&words)
-            .env(INSIDE, "1")
-            .status()
-            .expect("unshare");
-        return if status.success() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        };
+    let Ok(count) = size.replace('_', "").parse() else {
+        eprintln!("{size} is not a number");
+        return ExitCode::FAILURE;
+    };
+    if std::env::var_os(INSIDE).is_some() {
+        inside(scenario, count, devices);
+        return ExitCode::SUCCESS;
     }
-    let size: usize = size.replace('_', "").parse().expect("a number");
+    let rounds = rounds.first().map_or(Ok(1), |rounds| rounds.parse());
+    match rounds {
+        Ok(rounds) if compare::run(scenario, size, devices, rounds) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// One device, in a namespace of its own; what is measured goes to standard output for [`compare`].
+fn inside(scenario: &str, size: usize, device: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -71,29 +77,30 @@ fn main() -> ExitCode {
             other => panic!("no scenario {other}"),
         }
     }));
-    ExitCode::SUCCESS
 }
 
-fn say(device: &str, what: &str, seconds: Option<f64>, more: &str) {
-    match seconds {
-        Some(seconds) => println!("{device:10} {what:34} {seconds:10.4} s  {more}"),
-        None => println!("{device:10} {what:34}     failed    {more}"),
+fn say(what: &str, seconds: Option<f64>, usage: Usage) {
+    compare::Row {
+        what: what.to_owned(),
+        seconds,
+        usage,
     }
+    .tell();
 }
 
-fn usage(device: &Device, before: f64) -> String {
-    format!(
-        "cpu {:.2} s, peak {:.1} MB, now {:.1} MB",
-        device.cpu() - before,
-        device.memory("VmHWM"),
-        device.memory("VmRSS")
-    )
+fn usage(device: &Device, before: f64) -> Usage {
+    Usage {
+        cpu: Some(device.cpu() - before),
+        peak: Some(device.memory("VmHWM")),
+        now: Some(device.memory("VmRSS")),
+        own: Some(device.memory("RssAnon")),
+    }
 }
 
 /// One sender, one receiver, each in an AS of its own.
 async fn inject(name: &str, routes: &Routes, kind: &str) {
     let mut device = Device::start(name, Scenario::Inject);
-    let mut peers = Peers::new(routes);
+    let mut peers = Peers::new(routes, 0);
     tokio::time::sleep(Duration::from_secs(1)).await;
     device.assert_alive();
     peers.connect(0, 65001).await;
@@ -106,10 +113,9 @@ async fn inject(name: &str, routes: &Routes, kind: &str) {
     peers.send(0, announce);
     let done = peers.until(&[(1, routes.len())], PATIENCE).await;
     say(
-        name,
         &what("announce"),
         done.map(|at| (at - start).as_secs_f64()),
-        &usage(&device, cpu),
+        usage(&device, cpu),
     );
     tokio::time::sleep(Duration::from_millis(500)).await;
 
@@ -118,17 +124,16 @@ async fn inject(name: &str, routes: &Routes, kind: &str) {
     let done = peers.until(&[(1, 0)], PATIENCE).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     say(
-        name,
         &what("withdraw"),
         done.map(|at| (at - start).as_secs_f64()),
-        &usage(&device, cpu),
+        usage(&device, cpu),
     );
 }
 
 /// Routes into the FIB of the device's namespace.
 async fn kernel(name: &str, routes: &Routes) {
     let mut device = Device::start(name, Scenario::Kernel);
-    let mut peers = Peers::new(routes);
+    let mut peers = Peers::new(routes, 0);
     tokio::time::sleep(Duration::from_secs(1)).await;
     device.assert_alive();
     peers.connect(0, 65001).await;
@@ -149,31 +154,28 @@ async fn kernel(name: &str, routes: &Routes) {
         }
         let what = format!("kernel {} {verb}", routes.len());
         say(
-            name,
             &what,
             done.map(|at| (at - start).as_secs_f64()),
-            &usage(&device, cpu),
+            usage(&device, cpu),
         );
     }
 }
 
 /// `clients` clients that announce a hundred routes each and hear those of all others.
 async fn reflector(name: &str, clients: usize) {
-    const EACH: usize = 100;
     let routes = Routes::dense(clients * EACH);
     let started = Instant::now();
     let mut device = Device::start(name, Scenario::Reflector(clients));
-    let mut peers = Peers::new(&routes);
+    let mut peers = Peers::new(&routes, EACH);
     for client in 0..clients {
         peers.start(client, 65000);
     }
     let up = peers.all_up(clients, PATIENCE).await;
     device.assert_alive();
     say(
-        name,
         &format!("{clients} sessions up after a start"),
         up.map(|at| (at - started).as_secs_f64()),
-        &usage(&device, 0.0),
+        usage(&device, 0.0),
     );
     peers.settle().await;
 
@@ -190,10 +192,9 @@ async fn reflector(name: &str, clients: usize) {
     let done = peers.until(&everybody, PATIENCE).await;
     let what = format!("{clients} x {EACH} converge");
     say(
-        name,
         &what,
         done.map(|at| (at - start).as_secs_f64()),
-        &usage(&device, cpu),
+        usage(&device, cpu),
     );
     if done.is_none() {
         return;
@@ -204,7 +205,7 @@ async fn reflector(name: &str, clients: usize) {
     let (mut gone, mut back) = (Vec::new(), Vec::new());
     let cpu = device.cpu();
     let rounds = 25.min(clients);
-    for round in 0..rounds {
+    'rounds: for round in 0..rounds {
         let who = round * clients / rounds;
         let one = who * EACH..who * EACH + 1;
         let others: Vec<usize> = (0..clients).filter(|client| *client != who).collect();
@@ -215,66 +216,79 @@ async fn reflector(name: &str, clients: usize) {
             let start = Instant::now();
             peers.send(who, bytes);
             let wanted: Vec<(usize, usize)> = others.iter().map(|client| (*client, count)).collect();
-            let done = peers.until(&wanted, PATIENCE).await.expect("one route in time");
+            let Some(done) = peers.until(&wanted, PATIENCE).await else {
+                times.clear();
+                break 'rounds;
+            };
             times.push((done - start).as_secs_f64());
             tokio::time::sleep(Duration::from_millis(60)).await;
         }
     }
     let cpu = (device.cpu() - cpu) / (2 * rounds) as f64;
     say(
-        name,
         "one withdrawal to all others, p50",
-        Some(median(&mut gone)),
-        "",
+        median(&mut gone),
+        Usage::default(),
     );
-    let more = format!("cpu {:.2} ms an event", cpu * 1000.0);
-    say(
-        name,
-        "one announcement to all others, p50",
-        Some(median(&mut back)),
-        &more,
-    );
+    let done = median(&mut back);
+    // Of one event, on average.
+    let used = Usage {
+        cpu: done.map(|_| cpu),
+        ..Usage::default()
+    };
+    say("one announcement to all others, p50", done, used);
+    if done.is_none() {
+        return;
+    }
 
     // One client is cut off by a reset, and comes back.
     let mut lost = Vec::new();
     let mut joined = Vec::new();
     for _ in 0..3 {
-        let others: Vec<(usize, usize)> = (1..clients).map(|client| (client, full - EACH)).collect();
-        let start = Instant::now();
-        peers.reset(0);
-        let done = peers.until(&others, PATIENCE).await.expect("a reset is noticed");
-        lost.push((done - start).as_secs_f64());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        // From the handshake's end: how soon a speaker lets somebody in again is a matter of its timers.
-        peers.start(0, 65000);
-        let Some(start) = peers.all_up(clients, PATIENCE).await else {
-            say(name, "table to a client that comes back", None, "");
-            return;
-        };
-        let done = peers
-            .until(&[(0, full)], PATIENCE)
-            .await
-            .expect("the table in time");
-        joined.push(done.saturating_duration_since(start).as_secs_f64());
-        peers.send(0, routes.announce_some(0, 65000, own(0)));
-        let all: Vec<(usize, usize)> = (0..clients).map(|client| (client, full)).collect();
-        peers.until(&all, PATIENCE).await.expect("everything again");
+        match flap(&mut peers, &routes, clients).await {
+            Some((away, again)) => {
+                lost.push(away);
+                joined.push(again);
+            }
+            None => {
+                lost.clear();
+                joined.clear();
+                break;
+            }
+        }
     }
     say(
-        name,
         "reset of one, withdrawn at all, p50",
-        Some(median(&mut lost)),
-        "",
+        median(&mut lost),
+        Usage::default(),
     );
     say(
-        name,
         "table to one that comes back, p50",
-        Some(median(&mut joined)),
-        "",
+        median(&mut joined),
+        usage(&device, 0.0),
     );
 }
 
-fn median(times: &mut [f64]) -> f64 {
+/// The first client is reset and comes back. Until its routes are gone at all others, and until it has the table again.
+async fn flap(peers: &mut Peers, routes: &Routes, clients: usize) -> Option<(f64, f64)> {
+    let full = (clients - 1) * EACH;
+    let others: Vec<(usize, usize)> = (1..clients).map(|client| (client, full - EACH)).collect();
+    let start = Instant::now();
+    peers.reset(0);
+    let lost = (peers.until(&others, PATIENCE).await? - start).as_secs_f64();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // From the handshake's end: how soon a speaker lets somebody in again is a matter of its timers.
+    peers.start(0, 65000);
+    let start = peers.all_up(clients, PATIENCE).await?;
+    let done = peers.until(&[(0, full)], PATIENCE).await?;
+    let joined = done.saturating_duration_since(start).as_secs_f64();
+    peers.send(0, routes.announce_some(0, 65000, 0..EACH));
+    let all: Vec<(usize, usize)> = (0..clients).map(|client| (client, full)).collect();
+    peers.until(&all, PATIENCE).await?;
+    Some((lost, joined))
+}
+
+fn median(times: &mut [f64]) -> Option<f64> {
     times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    times.get(times.len() / 2).copied()
 }

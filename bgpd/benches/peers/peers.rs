@@ -1,7 +1,9 @@
 //! The neighbours: sessions that do the handshake, write what they are given, and keep the exact set of what they hear.
 
 use std::cell::RefCell;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,8 @@ struct Heard {
     count: usize,
     wanted: Option<usize>,
     up: bool,
+    /// Its own routes: a device may send them back to it (FRR does), and that is not what is waited for.
+    own: Range<usize>,
 }
 
 #[derive(Default)]
@@ -45,6 +49,8 @@ struct Shared {
 
 pub(crate) struct Peers {
     routes: &'static Routes,
+    /// Routes that are each peer's own.
+    each: usize,
     shared: Rc<RefCell<Shared>>,
     changed: Rc<Notify>,
     senders: Vec<Option<mpsc::UnboundedSender<Option<Bytes>>>>,
@@ -52,11 +58,12 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    pub(crate) fn new(routes: &Routes) -> Self {
+    pub(crate) fn new(routes: &Routes, each: usize) -> Self {
         // The benchmark ends with its process; the routes are shared by all tasks until then.
         let routes: &'static Routes = Box::leak(Box::new(routes.clone()));
         Self {
             routes,
+            each,
             shared: Rc::default(),
             changed: Rc::default(),
             senders: Vec::new(),
@@ -74,6 +81,7 @@ impl Peers {
         }
         shared.heard[peer] = Heard {
             has: vec![0; self.routes.len().div_ceil(64)],
+            own: peer * self.each..(peer + 1) * self.each,
             ..Heard::default()
         };
         drop(shared);
@@ -116,13 +124,14 @@ impl Peers {
 
     pub(crate) fn send(&self, peer: usize, bytes: Bytes) {
         let sender = self.senders[peer].as_ref().expect("a peer that was started");
-        sender.send(Some(bytes)).expect("a session that goes on");
+        // A session that has ended has said so; what is waited for will not come, and that is reported.
+        drop(sender.send(Some(bytes)));
     }
 
     /// TCP ends with a reset.
     pub(crate) fn reset(&mut self, peer: usize) {
         if let Some(sender) = self.senders[peer].take() {
-            sender.send(None).expect("a session that goes on");
+            drop(sender.send(None));
         }
         let mut shared = self.shared.borrow_mut();
         shared.up -= 1;
@@ -156,7 +165,12 @@ impl Peers {
                 .is_err()
             {
                 let shared = self.shared.borrow();
-                eprintln!("{} peers do not have what they should", shared.missing);
+                let mut late = shared.heard.iter().enumerate();
+                let late = late.find_map(|(peer, heard)| Some((peer, heard.count, heard.wanted?)));
+                if let Some((peer, has, wanted)) = late {
+                    let others = shared.missing.saturating_sub(1);
+                    eprintln!("peer {peer} has {has} prefixes, not {wanted}; and {others} more are late");
+                }
                 return None;
             }
         }
@@ -171,9 +185,24 @@ async fn session(
     changed: Rc<Notify>,
     mut inbox: mpsc::UnboundedReceiver<Option<Bytes>>,
 ) {
+    let mut told = String::new();
     let stream = loop {
-        if let Some(stream) = handshake(peer, asn).await {
-            break stream;
+        match handshake(peer, asn).await {
+            Ok(stream) => break stream,
+            // Refused and cut off is how a device is that has just started.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset
+                ) => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {}
+            Err(error) => {
+                let text = error.to_string();
+                if text != told {
+                    eprintln!("peer {peer}: {text}; trying again");
+                    told = text;
+                }
+            }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
@@ -218,7 +247,8 @@ async fn session(
         loop {
             buffer.reserve(64 * 1024);
             match reader.read_buf(&mut buffer).await {
-                Ok(0) | Err(_) => return,
+                Ok(0) => return eprintln!("peer {peer}: the device closed the session"),
+                Err(error) => return eprintln!("peer {peer}: {error}"),
                 Ok(_) => {}
             }
             while let Ok(Some((length, _))) = frame(&buffer, MAX_MESSAGE_LENGTH) {
@@ -248,29 +278,37 @@ fn take(
         }
         return;
     }
-    let Ok(Message::Update(update)) = Message::decode(message, context) else {
-        panic!("peer {peer}: the device sent what cannot be read");
-    };
     let mut shared = shared.borrow_mut();
     let shared = &mut *shared;
     let Heard {
-        has, count, wanted, ..
+        has,
+        count,
+        wanted,
+        own,
+        ..
     } = &mut shared.heard[peer];
-    let mut set = |prefix, there: bool| {
-        let Some(number) = routes.number(prefix) else {
-            return;
-        };
+    let mut set = |number: usize, there: bool| {
         let (word, bit) = (&mut has[number / 64], 1_u64 << (number % 64));
-        if (*word & bit != 0) != there {
+        if !own.contains(&number) && (*word & bit != 0) != there {
             *word ^= bit;
             *count = if there { *count + 1 } else { *count - 1 };
         }
     };
-    for list in update.withdrawals() {
-        list.for_each(|nlri| set(nlri.prefix, false));
-    }
-    for announcement in update.announcements() {
-        announcement.prefixes.for_each(|nlri| set(nlri.prefix, true));
+    if !routes.take_dense(message, &mut set) {
+        let Ok(Message::Update(update)) = Message::decode(message, context) else {
+            panic!("peer {peer}: the device sent what cannot be read");
+        };
+        let mut set = |prefix, there| {
+            if let Some(number) = routes.number(prefix) {
+                set(number, there);
+            }
+        };
+        for list in update.withdrawals() {
+            list.for_each(|nlri| set(nlri.prefix, false));
+        }
+        for announcement in update.announcements() {
+            announcement.prefixes.for_each(|nlri| set(nlri.prefix, true));
+        }
     }
     if *wanted == Some(*count) {
         *wanted = None;
@@ -282,32 +320,33 @@ fn take(
     }
 }
 
-async fn handshake(peer: usize, asn: u32) -> Option<TcpStream> {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(SocketAddr::new(address(peer).into(), 0)).unwrap();
-    let mut stream = socket.connect(SocketAddr::new(DEVICE.into(), 179)).await.ok()?;
-    stream.set_nodelay(true).unwrap();
+async fn handshake(peer: usize, asn: u32) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(address(peer).into(), 0))?;
+    let mut stream = socket.connect(SocketAddr::new(DEVICE.into(), 179)).await?;
+    stream.set_nodelay(true)?;
     let mut out = BytesMut::new();
     let capabilities = vec![
         Capability::Multiprotocol(AfiSafi::IPV4_UNICAST),
         Capability::RouteRefresh,
     ];
     Open::new(asn, 240, address(peer), capabilities).encode(&mut out);
-    stream.write_all(&out).await.ok()?;
+    stream.write_all(&out).await?;
     for kind in [1, 4] {
         let mut header = [0; HEADER_LENGTH];
-        stream.read_exact(&mut header).await.ok()?;
+        stream.read_exact(&mut header).await?;
         let length = usize::from(u16::from_be_bytes([header[16], header[17]]));
-        let mut body = vec![0; length - HEADER_LENGTH];
-        stream.read_exact(&mut body).await.ok()?;
+        let mut body = vec![0; length.saturating_sub(HEADER_LENGTH)];
+        stream.read_exact(&mut body).await?;
         if header[18] != kind {
-            return None;
+            let text = format!("message {} instead of {kind}: {body:?}", header[18]);
+            return Err(io::Error::other(text));
         }
         if kind == 1 {
             let mut out = BytesMut::new();
             encode_keepalive(&mut out);
-            stream.write_all(&out).await.ok()?;
+            stream.write_all(&out).await?;
         }
     }
-    Some(stream)
+    Ok(stream)
 }

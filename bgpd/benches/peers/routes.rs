@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
-use bgpd::wire::{AsPath, EncodeContext, Family, Ipv4Prefix, PathAttributes, Prefix, UpdateBuilder};
+use bgpd::wire::{
+    AsPath, EncodeContext, Family, HEADER_LENGTH, Ipv4Prefix, PathAttributes, Prefix, UpdateBuilder,
+};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
 
@@ -81,6 +83,38 @@ impl Routes {
             None => Some(prefix.bits().checked_sub(BASE)? as usize)
                 .filter(|number| *number < self.prefixes.len() && prefix.length() == 32),
         }
+    }
+
+    /// Tells `see` the numbers in an UPDATE's two lists of IPv4 prefixes, if all of them are /32s of the dense set: the bench shares
+    /// the cores with the device, and with hundreds of receivers a decoder of all there may be would be most of what is measured.
+    pub(crate) fn take_dense(&self, message: &[u8], mut see: impl FnMut(usize, bool)) -> bool {
+        fn list(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+            let (length, rest) = bytes.split_first_chunk()?;
+            rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
+        }
+        let lists = message
+            .get(HEADER_LENGTH..)
+            .and_then(list)
+            .and_then(|(gone, rest)| {
+                let (_, announced) = list(rest)?;
+                Some((gone, announced))
+            });
+        let Some((gone, announced)) = lists.filter(|_| self.numbers.is_none()) else {
+            return false;
+        };
+        if gone.is_empty() && announced.is_empty() || !(gone.len() + announced.len()).is_multiple_of(5) {
+            return false;
+        }
+        for (bytes, there) in [(gone, false), (announced, true)] {
+            for prefix in bytes.chunks(5) {
+                let &[32, a, b, c, d] = prefix else { return false };
+                let number = u32::from_be_bytes([a, b, c, d]).wrapping_sub(BASE) as usize;
+                if number < self.prefixes.len() {
+                    see(number, there);
+                }
+            }
+        }
+        true
     }
 
     pub(crate) fn announce(&self, peer: usize, asn: u32) -> Bytes {
