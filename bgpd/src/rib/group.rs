@@ -84,6 +84,8 @@ struct Buckets {
     last: [Option<Answer>; 2],
     announce: Vec<(Arc<PathAttributes>, PeerIndex, List)>,
     withdraw: HashMap<Audience, usize>,
+    /// The answer of `withdraw` given last.
+    last_withdraw: Option<(Audience, usize)>,
     withdrawn: Vec<(Audience, List)>,
 }
 
@@ -294,10 +296,17 @@ impl Group {
             return;
         }
         let with_ids = self.with_ids();
-        let place = *self.buckets.withdraw.entry(audience).or_insert_with(|| {
-            self.buckets.withdrawn.push((audience, List::default()));
-            self.buckets.withdrawn.len() - 1
-        });
+        let place = match self.buckets.last_withdraw {
+            Some((of, place)) if of == audience => place,
+            _ => {
+                let place = *self.buckets.withdraw.entry(audience).or_insert_with(|| {
+                    self.buckets.withdrawn.push((audience, List::default()));
+                    self.buckets.withdrawn.len() - 1
+                });
+                self.buckets.last_withdraw = Some((audience, place));
+                place
+            }
+        };
         if let Some((_, prefixes)) = self.buckets.withdrawn.get_mut(place) {
             prefixes.push(nlri, with_ids);
         }

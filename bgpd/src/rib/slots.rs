@@ -196,6 +196,21 @@ impl<A: Address> Slot<A> {
     }
 }
 
+/// Where in its part a slot was. A search is mostly the wait for a branch that cannot be foretold, and this saves the second one of a
+/// batch; when the part was built anew meanwhile, or has more places than fit here, it is wrong, which shows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hint(u16);
+
+impl Hint {
+    /// Of a slot that nobody has searched for.
+    pub(super) const NONE: Self = Self(u16::MAX);
+
+    #[inline]
+    fn new(at: usize) -> Self {
+        Self(u16::try_from(at).unwrap_or(u16::MAX))
+    }
+}
+
 /// Parts of a table; a power of two.
 const PARTS: usize = 1024;
 
@@ -313,19 +328,21 @@ impl<A: Address> Slots<A> {
         part.places.get(at).filter(|_| found)
     }
 
+    /// The slot of a destination, and where it is.
     #[inline]
-    pub(super) fn find_mut(&mut self, address: A, len: u8) -> Option<&mut Slot<A>> {
+    pub(super) fn find_mut(&mut self, address: A, len: u8) -> Option<(&mut Slot<A>, Hint)> {
         let hash = address.hash(len, self.seed);
         let index = self.part_of(address, len);
         let part = self.parts.get_mut(index)?;
         let (at, found) = part.search(hash, address, len)?;
-        part.places.get_mut(at).filter(|_| found)
+        let slot = part.places.get_mut(at).filter(|_| found)?;
+        Some((slot, Hint::new(at)))
     }
 
     /// The slot of a destination; where there is none, one that is [`EMPTY`] and not [`DIRTY`] is made. One that is so must be given
     /// a path at once: it no longer counts as dead.
     #[inline]
-    pub(super) fn find_or_make(&mut self, address: A, len: u8) -> Option<&mut Slot<A>> {
+    pub(super) fn find_or_make(&mut self, address: A, len: u8) -> Option<(&mut Slot<A>, Hint)> {
         let hash = address.hash(len, self.seed);
         let index = self.part_of(address, len);
         let part = self.parts.get_mut(index)?;
@@ -341,26 +358,33 @@ impl<A: Address> Slots<A> {
                 place = part.search(hash, address, len);
             }
             part.taken += 1;
-            let slot = part.places.get_mut(place?.0)?;
+            let at = place?.0;
+            let slot = part.places.get_mut(at)?;
             *slot = Slot::new(address, len);
-            return Some(slot);
+            return Some((slot, Hint::new(at)));
         }
-        let slot = part.places.get_mut(place?.0)?;
+        let at = place?.0;
+        let slot = part.places.get_mut(at)?;
         if slot.flags & (EMPTY | DIRTY) == EMPTY {
             part.dead -= 1;
             self.dead -= 1;
         }
-        Some(slot)
+        Some((slot, Hint::new(at)))
     }
 
     /// Ends the batch for a slot: no longer [`DIRTY`], and dead if it is [`EMPTY`]. Gives it as it is then.
     #[inline]
-    pub(super) fn settle(&mut self, address: A, len: u8) -> Option<Slot<A>> {
-        let hash = address.hash(len, self.seed);
+    pub(super) fn settle(&mut self, address: A, len: u8, hint: Hint) -> Option<Slot<A>> {
         let index = self.part_of(address, len);
         let part = self.parts.get_mut(index)?;
-        let (at, found) = part.search(hash, address, len)?;
-        let slot = part.places.get_mut(at).filter(|_| found)?;
+        let hinted = part.places.get(usize::from(hint.0));
+        let at = if hinted.is_some_and(|slot| slot.address == address && slot.len == len) {
+            usize::from(hint.0)
+        } else {
+            let (at, found) = part.search(address.hash(len, self.seed), address, len)?;
+            found.then_some(at)?
+        };
+        let slot = part.places.get_mut(at)?;
         if slot.flags & (EMPTY | DIRTY) == EMPTY | DIRTY {
             part.dead += 1;
             self.dead += 1;
@@ -407,7 +431,7 @@ mod tests {
 
     fn fill(slots: &mut Slots<u32>, addresses: std::ops::Range<u32>) {
         for address in addresses {
-            let slot = slots.find_or_make(address, 32).unwrap();
+            let (slot, _) = slots.find_or_make(address, 32).unwrap();
             slot.set_single(Path {
                 attr: AttrId(address),
                 peer: 1,
@@ -419,10 +443,12 @@ mod tests {
 
     fn empty(slots: &mut Slots<u32>, addresses: std::ops::Range<u32>) {
         for address in addresses {
-            let slot = slots.find_mut(address, 32).unwrap();
+            let (slot, hint) = slots.find_mut(address, 32).unwrap();
             slot.flags |= DIRTY;
             slot.set_empty();
-            slots.settle(address, 32).unwrap();
+            // What a hint says may be wrong in any way.
+            let hint = [hint, Hint::NONE, Hint(3)][address as usize % 3];
+            slots.settle(address, 32, hint).unwrap();
         }
     }
 

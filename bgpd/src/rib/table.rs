@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use smallvec::SmallVec;
 
 use super::attributes::AttrId;
-use super::slots::{Address, DIRTY, EMPTY, MANY, STALE, Slot, Slots};
+use super::slots::{Address, DIRTY, EMPTY, Hint, MANY, STALE, Slot, Slots};
 use crate::wire::Prefix;
 
 /// Index of a peer in the speaker's peer table; [`LOCAL`] is ourselves.
@@ -120,6 +120,7 @@ impl Used {
 pub struct Dirty<A> {
     address: A,
     len: u8,
+    hint: Hint,
     /// What was used before.
     pub before: Used,
 }
@@ -220,7 +221,7 @@ impl<A: Address> Table<A> {
         let Some((address, len)) = A::split(prefix) else {
             return Change::Absent;
         };
-        let Some(slot) = self.slots.find_or_make(address, len) else {
+        let Some((slot, hint)) = self.slots.find_or_make(address, len) else {
             return Change::Absent;
         };
         if slot.is(EMPTY) {
@@ -230,6 +231,7 @@ impl<A: Address> Table<A> {
                 self.dirty.push(Dirty {
                     address,
                     len,
+                    hint,
                     before: Used::Nothing,
                 });
             }
@@ -255,6 +257,7 @@ impl<A: Address> Table<A> {
                 self.dirty.push(Dirty {
                     address,
                     len,
+                    hint,
                     before: list.used(self.keep),
                 });
                 slot.flags |= DIRTY;
@@ -281,6 +284,7 @@ impl<A: Address> Table<A> {
             self.dirty.push(Dirty {
                 address,
                 len,
+                hint,
                 before: Used::One(old),
             });
             slot.flags |= DIRTY;
@@ -299,12 +303,12 @@ impl<A: Address> Table<A> {
         let Some((address, len)) = A::split(prefix) else {
             return Change::Absent;
         };
-        let Some(slot) = self.slots.find_mut(address, len) else {
+        let Some((slot, hint)) = self.slots.find_mut(address, len) else {
             return Change::Absent;
         };
         let mut removed = Change::Absent;
         Self::remove_from(
-            slot,
+            (slot, hint),
             &mut self.lists,
             &mut self.free,
             &mut self.dirty,
@@ -319,7 +323,7 @@ impl<A: Address> Table<A> {
     pub fn remove_where(&mut self, mut drop: impl FnMut(&Path) -> bool, mut told: impl FnMut(Path)) {
         for slot in self.slots.iter_mut() {
             Self::remove_from(
-                slot,
+                (slot, Hint::NONE),
                 &mut self.lists,
                 &mut self.free,
                 &mut self.dirty,
@@ -332,7 +336,7 @@ impl<A: Address> Table<A> {
 
     #[inline]
     fn remove_from(
-        slot: &mut Slot<A>,
+        (slot, hint): (&mut Slot<A>, Hint),
         lists: &mut [List],
         free: &mut Vec<u32>,
         dirty: &mut Vec<Dirty<A>>,
@@ -350,6 +354,7 @@ impl<A: Address> Table<A> {
                     dirty.push(Dirty {
                         address: slot.address,
                         len: slot.len,
+                        hint,
                         before: Used::One(path),
                     });
                     slot.flags |= DIRTY;
@@ -370,6 +375,7 @@ impl<A: Address> Table<A> {
             dirty.push(Dirty {
                 address: slot.address,
                 len: slot.len,
+                hint,
                 before: list.used(keep),
             });
             slot.flags |= DIRTY;
@@ -425,6 +431,7 @@ impl<A: Address> Table<A> {
             self.dirty.push(Dirty {
                 address: slot.address,
                 len: slot.len,
+                hint: Hint::NONE,
                 before: list.used(self.keep),
             });
             slot.flags |= DIRTY;
@@ -447,7 +454,7 @@ impl<A: Address> Table<A> {
     /// Closes the batch for one slot: `decide` orders a list best first and says how many are used. Gives what is used now.
     #[inline]
     pub fn settle(&mut self, dirty: &Dirty<A>, decide: impl FnOnce(&mut [Path]) -> usize) -> Used {
-        let Some(slot) = self.slots.settle(dirty.address, dirty.len) else {
+        let Some(slot) = self.slots.settle(dirty.address, dirty.len, dirty.hint) else {
             return Used::Nothing;
         };
         if slot.is(EMPTY) {
