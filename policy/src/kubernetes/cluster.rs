@@ -212,36 +212,10 @@ api_object! {
 }
 
 /// Shape of a ClusterNetworkPolicy.
-pub(crate) const CLUSTER_POLICY_SHAPE: ObjectShape = ObjectShape {
-    name: "ClusterNetworkPolicy",
-    fields: &[
-        FieldShape {
-            name: "apiVersion",
-            shape: String::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "kind",
-            shape: String::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "metadata",
-            shape: crate::manifest::metadata_shape,
-            required: true,
-        },
-        FieldShape {
-            name: "spec",
-            shape: ClusterPolicySpec::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "status",
-            shape: Value::shape,
-            required: false,
-        },
-    ],
-    not_honoured: &[],
+pub(crate) const CLUSTER_POLICY_SHAPE: ObjectShape = document_shape! {
+    "ClusterNetworkPolicy":
+    "spec" required ClusterPolicySpec::shape,
+    "status" optional Value::shape,
 };
 
 /// A converted policy, of each of its rules which rule of the original it came from, and what fails closed.

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::path::Path;
-use crate::resource::shape::{Described, FieldShape, ObjectShape, Shape, api_enum, api_object};
+use crate::resource::shape::{Described, ObjectShape, Shape, api_enum, api_object};
 use crate::resource::{
     Action, EntityRule, NetworkPolicySpec, Object, ObjectMeta, PolicyType, Port, ProfileSpec, Protocol, Rule,
 };
@@ -152,108 +152,49 @@ api_object! {
     }
 }
 
+/// The shape of a document of Kubernetes: `apiVersion`, `kind`, `metadata`, and the fields named here.
+macro_rules! document_shape {
+    ($name:literal: $($field:literal $need:ident $shape:expr),* $(,)?) => {
+        $crate::resource::shape::ObjectShape {
+            name: $name,
+            fields: &[
+                document_shape!(@"apiVersion" required String::shape),
+                document_shape!(@"kind" required String::shape),
+                document_shape!(@"metadata" required $crate::manifest::metadata_shape),
+                $(document_shape!(@$field $need $shape)),*
+            ],
+            not_honoured: &[],
+        }
+    };
+    (@$field:literal required $shape:expr) => {
+        $crate::resource::shape::FieldShape { name: $field, shape: $shape, required: true }
+    };
+    (@$field:literal optional $shape:expr) => {
+        $crate::resource::shape::FieldShape { name: $field, shape: $shape, required: false }
+    };
+}
+use document_shape;
+
 /// Shape of a Kubernetes NetworkPolicy.
-pub(crate) const POLICY_SHAPE: ObjectShape = ObjectShape {
-    name: "NetworkPolicy",
-    fields: &[
-        FieldShape {
-            name: "apiVersion",
-            shape: String::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "kind",
-            shape: String::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "metadata",
-            shape: crate::manifest::metadata_shape,
-            required: true,
-        },
-        FieldShape {
-            name: "spec",
-            shape: PolicySpec::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "status",
-            shape: Value::shape,
-            required: false,
-        },
-    ],
-    not_honoured: &[],
+pub(crate) const POLICY_SHAPE: ObjectShape = document_shape! {
+    "NetworkPolicy":
+    "spec" required PolicySpec::shape,
+    "status" optional Value::shape,
 };
 
 /// Shape of a Kubernetes Namespace.
-pub(crate) const NAMESPACE_SHAPE: ObjectShape = ObjectShape {
-    name: "Namespace",
-    fields: &[
-        FieldShape {
-            name: "apiVersion",
-            shape: String::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "kind",
-            shape: String::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "metadata",
-            shape: crate::manifest::metadata_shape,
-            required: true,
-        },
-        FieldShape {
-            name: "spec",
-            shape: || Shape::Any,
-            required: false,
-        },
-        FieldShape {
-            name: "status",
-            shape: || Shape::Any,
-            required: false,
-        },
-    ],
-    not_honoured: &[],
+pub(crate) const NAMESPACE_SHAPE: ObjectShape = document_shape! {
+    "Namespace":
+    "spec" optional || Shape::Any,
+    "status" optional || Shape::Any,
 };
 
 /// Shape of a Kubernetes ServiceAccount.
-pub(crate) const SERVICE_ACCOUNT_SHAPE: ObjectShape = ObjectShape {
-    name: "ServiceAccount",
-    fields: &[
-        FieldShape {
-            name: "apiVersion",
-            shape: String::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "kind",
-            shape: String::shape,
-            required: true,
-        },
-        FieldShape {
-            name: "metadata",
-            shape: crate::manifest::metadata_shape,
-            required: true,
-        },
-        FieldShape {
-            name: "secrets",
-            shape: || Shape::Any,
-            required: false,
-        },
-        FieldShape {
-            name: "imagePullSecrets",
-            shape: || Shape::Any,
-            required: false,
-        },
-        FieldShape {
-            name: "automountServiceAccountToken",
-            shape: bool::shape,
-            required: false,
-        },
-    ],
-    not_honoured: &[],
+pub(crate) const SERVICE_ACCOUNT_SHAPE: ObjectShape = document_shape! {
+    "ServiceAccount":
+    "secrets" optional || Shape::Any,
+    "imagePullSecrets" optional || Shape::Any,
+    "automountServiceAccountToken" optional bool::shape,
 };
 
 /// A converted policy, and of each of its rules which rule of the original it came from.

@@ -4,6 +4,8 @@
 //! Usable on any resource, wherever it came from. Each problem carries the path of the field it is about; whoever
 //! has the text turns that into a line.
 
+mod bgp;
+mod endpoint;
 mod network;
 mod policy;
 mod qos;
@@ -76,12 +78,12 @@ pub fn validate(resource: &Resource) -> Vec<Problem> {
         Resource::IpReservation(_) | Resource::ClusterInformation(_) => {}
         Resource::IpamConfiguration(o) => network::ipam_configuration(o, &spec, &mut check),
         Resource::Node(o) => network::node(&o.spec, &spec, &mut check),
-        Resource::BgpConfiguration(o) => network::bgp_configuration(&o.spec, &spec, &mut check),
-        Resource::BgpPeer(o) => network::bgp_peer(&o.spec, &spec, &mut check),
-        Resource::BgpFilter(o) => network::bgp_filter(&o.spec, &spec, &mut check),
-        Resource::WorkloadEndpoint(o) => network::workload_endpoint(o, &spec, &mut check),
+        Resource::BgpConfiguration(o) => bgp::bgp_configuration(&o.spec, &spec, &mut check),
+        Resource::BgpPeer(o) => bgp::bgp_peer(&o.spec, &spec, &mut check),
+        Resource::BgpFilter(o) => bgp::bgp_filter(&o.spec, &spec, &mut check),
+        Resource::WorkloadEndpoint(o) => endpoint::workload_endpoint(o, &spec, &mut check),
         Resource::HostEndpoint(o) => {
-            network::host_endpoint(&o.spec, &spec, &mut check);
+            endpoint::host_endpoint(&o.spec, &spec, &mut check);
             qos::annotation(&o.metadata, &mut check);
         }
         Resource::FelixConfiguration(o) => network::felix_configuration(&o.spec, &spec, &mut check),
