@@ -159,9 +159,11 @@ DENIED  shop/front         shop/web  TCP 0-79,81-65535, other protocols (IPv4)  
             "TRAFFIC                                   B",
             "TRAFFIC                                    B",
         );
-    world
-        .run(&["diff", "-f", "policy.yaml"])
-        .is(0, &format!("networkpolicy/shop/web created\n{flows}"), "");
+    world.run(&["diff", "-f", "policy.yaml"]).is(
+        0,
+        &format!("networkpolicy/shop/web would be created\n{flows}"),
+        "",
+    );
     world.run(&["apply", "--dry-run=server", "-f", "policy.yaml"]).is(
         0,
         &format!("networkpolicy/shop/web created (dry run)\n{flows}"),
@@ -179,7 +181,7 @@ DENIED  shop/front         shop/web  TCP 0-79,81-65535, other protocols (IPv4)  
     world.run(&["diff", "--exit-code", "-f", "wider.yaml"]).is(
         1,
         "\
-networkpolicy/shop/web changed
+networkpolicy/shop/web would be changed
   spec.ingress[0].destination.ports[1]: new: 443
 
 Flows of existing endpoints that change:

@@ -451,3 +451,103 @@ fn a_staged_kubernetes_policy_says_what_it_would_do() {
         staged(Some("Delete"))
     );
 }
+
+/// `web` has the floating address 192.0.2.80; `api` is on the same node, `far` on another one.
+fn floating(switch: &str) -> World {
+    let mut objects = three();
+    for object in &mut objects {
+        if object["metadata"]["name"] == "web" {
+            object["spec"]["ipNATs"] = json!([{"internalIP": "10.0.0.1", "externalIP": "192.0.2.80"}]);
+        }
+    }
+    let mut far = endpoint("far", "10.0.0.9", json!({"app": "far"}), json!({}));
+    far["spec"]["node"] = json!("n2");
+    let felix = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+        "metadata": {"name": "default"}, "spec": {"floatingIPs": switch}});
+    let deny = |cidr: &str| {
+        let rules = json!([{"action": "Deny", "destination": {"nets": [cidr]}}, {"action": "Allow"}]);
+        global(
+            "out",
+            json!({"types": ["Egress"], "selector": "app in {'api', 'far'}", "egress": rules}),
+        )
+    };
+    World::new(&with(objects, [far, felix, deny("192.0.2.80/32")]))
+}
+
+#[test]
+fn a_floating_address_is_its_endpoint_as_seen_from_where_it_is_translated() {
+    let world = floating("Enabled");
+    let near = ask(&world, "api", "192.0.2.80", 80);
+    assert!(near.allowed, "the node of both translates before it asks: {near}");
+    let text = near.to_string();
+    assert!(
+        text.starts_with("TCP 10.0.0.2:49152 -> 192.0.2.80:80: allowed\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("  to   192.0.2.80  floating address of 10.0.0.1  endpoint default/web on node n1\n"),
+        "{text}"
+    );
+    let far = ask(&world, "far", "192.0.2.80", 80);
+    assert!(!far.allowed);
+    assert_eq!(
+        far.egress.map(|check| check.allowed),
+        Some(false),
+        "as it was sent"
+    );
+    assert_eq!(
+        far.ingress.map(|check| check.allowed),
+        Some(true),
+        "as it arrives"
+    );
+    // Where nobody translates, it is an address like any other.
+    let off = ask(&floating("Disabled"), "api", "192.0.2.80", 80);
+    assert!(off.to.endpoint.is_none() && off.to.translated.is_none() && !off.allowed);
+}
+
+#[test]
+fn notes_of_rules_are_shown_with_them() {
+    let note = json!({"annotations": {"ticket": "NET-7", "why": "audit\nof spring"}});
+    let world = World::new(&with(
+        three(),
+        [global(
+            "g",
+            json!({"types": ["Ingress"], "ingress": [{"action": "Deny", "metadata": note}]}),
+        )],
+    ));
+    let explained = ask(&world, "api", "web", 80);
+    let text = explained.to_string();
+    assert!(
+        text.contains(
+            "      rule 1 Deny matches: it matches every packet\n        note ticket: NET-7\n        note why: audit\n          of spring\n"
+        ),
+        "{text}"
+    );
+    let value = serde_json::to_value(&explained).unwrap();
+    let rule = value
+        .pointer("/ingress/tiers/1/policies/0/matched")
+        .or_else(|| value.pointer("/ingress/tiers/0/policies/0/matched"));
+    assert_eq!(
+        rule.unwrap()["notes"],
+        json!({"ticket": "NET-7", "why": "audit\nof spring"})
+    );
+}
+
+#[test]
+fn a_node_reaches_its_own_workloads_and_not_those_of_others() {
+    let node = |name: &str, address: &str| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": name},
+               "spec": {"bgp": {"ipv4Address": format!("{address}/24")}}})
+    };
+    let closed = global("closed", json!({"types": ["Ingress"]}));
+    let nodes = [node("n1", "192.0.2.1"), node("n2", "192.0.2.2")];
+    let world = World::new(&with(with(three(), nodes), [closed]));
+    let own = ask(&world, "192.0.2.1", "web", 80);
+    assert!(own.allowed && own.ingress.is_none(), "{own}");
+    assert!(
+        own.to_string()
+            .contains("ingress: not checked, the source is the destination's own host\n"),
+        "{own}"
+    );
+    assert!(!ask(&world, "192.0.2.2", "web", 80).allowed);
+}

@@ -47,6 +47,7 @@ const WORKLOAD: &[&str] = &[
     "serviceAccountName",
     "interfaceName",
     "ipNetworks",
+    "ipNATs",
     "profiles",
     "ports",
 ];
@@ -189,8 +190,9 @@ mod tests {
                 "annotations": {"margay/source": "/home/me/x.yaml"}, "creationTimestamp": "2026-01-01T00:00:00Z",
                 "ownerReferences": [{"name": "secret"}]},
             "spec": {"node": "n1", "orchestrator": "k8s", "pod": "w", "containerID": "c0ffee", "endpoint": "eth0",
-                "ipNetworks": ["10.0.0.1/32"], "ipNATs": [], "interfaceName": "cali1", "mac": "ee:ee:ee:ee:ee:ee",
+                "ipNetworks": ["10.0.0.1/32"], "interfaceName": "cali1", "mac": "ee:ee:ee:ee:ee:ee",
                 "profiles": ["kns.prod"], "serviceAccountName": "sa", "later": {"token": "secret"},
+                "ipNATs": [{"internalIP": "10.0.0.1", "externalIP": "192.0.2.7"}],
                 "allowSpoofedSourcePrefixes": ["0.0.0.0/0"], "qosControls": {},
                 "ports": [{"name": "http", "protocol": "TCP", "port": 80, "hostPort": 8080, "hostIP": "192.0.2.1"},
                     {"name": "", "protocol": "TCP", "port": 81, "hostPort": 81}]},
@@ -202,6 +204,7 @@ mod tests {
             "metadata": {"name": "n1-margay-w-eth0", "namespace": "prod", "labels": {"role": "db"},
                 "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"node": "n1", "orchestrator": "k8s", "ipNetworks": ["10.0.0.1/32"], "interfaceName": "cali1",
+                "ipNATs": [{"internalIP": "10.0.0.1", "externalIP": "192.0.2.7"}],
                 "profiles": ["kns.prod"], "serviceAccountName": "sa",
                 "ports": [{"name": "http", "protocol": "TCP", "port": 80}]}});
         assert_eq!(others(&view), wanted);

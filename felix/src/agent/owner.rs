@@ -382,7 +382,9 @@ impl Owner {
         // After the table: what it forbids begins no more while the rest is looked at.
         let now = Instant::now();
         if self.judge.is_some_and(|at| at <= now) {
-            if let (Some(cutter), Some(desired)) = (&self.cutter, &self.desired) {
+            if let (Some(cutter), Some(desired)) = (&self.cutter, &self.desired)
+                && desired.cuts
+            {
                 cutter.judge(&desired.program);
             }
             self.judged = Some(now);

@@ -17,17 +17,23 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use policy::compile::Incremental;
 use policy::model::{self, Endpoint, EndpointId, Model, Replaced, SetKey};
-use policy::resource::{EndpointToHostAction, FelixConfigurationSpec, Resource, WorkloadSourceSpoofing};
+use policy::resource::{
+    EndpointToHostAction, FelixConfigurationSpec, FilterDenyAction, Per, Resource, Switch,
+    WorkloadSourceSpoofing,
+};
 use serde_json::Value;
 
-use super::{Desired, Exchanged, LocalEndpoint, LocalRoute, Stored, World, hosts, routes};
+use super::{Desired, Exchanged, LocalEndpoint, LocalRoute, Stored, World, floating, hosts, routes};
 use crate::config::AgentConfig;
-use crate::render::{self, HostAction};
+use crate::nft::ruleset::{Limit, RateUnit};
+use crate::render::{self, DenyAction, HostAction};
 use crate::status::Problem;
 
 /// More changed objects than this at once, and more than one in [`MANY_OF`] of all, are not followed one by one.
 const MANY: usize = 256;
 const MANY_OF: usize = 16;
+/// `logActionRateLimitBurst`, where only the rate is given.
+const LOG_BURST: u16 = 5;
 
 /// What an event may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,8 +185,10 @@ pub(super) struct State {
     pools: Arc<routes::Pools>,
     endpoints: Arc<BTreeMap<EndpointId, LocalEndpoint>>,
     endpoint_problems: Vec<Problem>,
-    /// Addresses of local endpoints, with those that somebody else has the older right to.
+    /// Addresses of local endpoints, floating ones too, with those that somebody else has the older right to.
     held: BTreeSet<IpAddr>,
+    /// Floating addresses of local endpoints, with the address that each stands for.
+    floating: BTreeMap<IpAddr, IpAddr>,
     routes: Arc<BTreeMap<IpNetwork, LocalRoute>>,
     advertise: Arc<BTreeSet<IpNetwork>>,
     /// Put together from all; nothing if it has to be done again.
@@ -202,7 +210,8 @@ impl State {
         let configuration = world.configuration();
         let pools = routes::Pools::of(world);
         let mut endpoint_problems = Vec::new();
-        let endpoints = routes::endpoints(world, &model, config, &mut endpoint_problems);
+        let mut endpoints = routes::endpoints(world, &model, config, &mut endpoint_problems);
+        floating::assign(world, &model, &pools, &mut endpoints, &mut endpoint_problems);
         let local: BTreeSet<EndpointId> = endpoints.keys().cloned().collect();
         let hosts = hosts::local(world, &model, config, &mut endpoint_problems);
         let mut program = Incremental::new(&model, &local, hosts);
@@ -219,13 +228,17 @@ impl State {
             }
         }
         let (routes, advertise) = routes::routes(world, &endpoints, &pools);
+        let asked_for = floating::wanted(&model, &endpoints);
         Self {
             model,
             model_problems,
             program,
             configuration,
             pools: Arc::new(pools),
-            held: endpoints.values().flat_map(held).collect(),
+            held: (endpoints.values().flat_map(held)).chain(asked_for).collect(),
+            floating: (endpoints.values())
+                .flat_map(|endpoint| endpoint.floating.clone())
+                .collect(),
             endpoints: Arc::new(endpoints),
             endpoint_problems,
             routes: Arc::new(routes),
@@ -296,12 +309,22 @@ impl State {
                     return false;
                 }
                 // Whoever holds an address of a workload of ours decides whose it is.
-                let concerns =
-                    |endpoint: &Arc<Endpoint>| endpoint.addresses.iter().any(|a| self.held.contains(a));
+                let concerns = |endpoint: &Arc<Endpoint>| {
+                    let mut claimed = endpoint.addresses.iter().chain(endpoint.floating.keys());
+                    claimed.any(|address| self.held.contains(address))
+                };
                 !both().any(concerns) && program.endpoint(model, before.as_deref(), after.map(AsRef::as_ref))
             }
             Replaced::Set(key, before) => {
-                program.set(model, before.as_deref(), model.sets.get(&key).map(AsRef::as_ref))
+                let after = model.sets.get(&key);
+                // Whose a floating address is depends on the addresses of nodes.
+                let is_held = |net: &IpNetwork| self.held.contains(&net.ip());
+                if matches!(key, SetKey::Node { .. })
+                    && before.iter().chain(after).any(|set| set.nets.iter().any(is_held))
+                {
+                    return false;
+                }
+                program.set(model, before.as_deref(), after.map(AsRef::as_ref))
             }
             Replaced::Policy(key, before) => match (before, model.policies.get(&key)) {
                 (Some(before), Some(after)) => program.policy(model, &before, after),
@@ -327,8 +350,12 @@ impl State {
                 program: self.program.program(),
                 config,
                 host_action,
+                deny: self.deny(),
+                cuts: self.cuts(),
+                log_limit: self.log_limit(),
                 nat_pools: self.pools.translated(),
                 pools: self.pools.all(),
+                floating: self.floating.clone(),
                 nodes: self.nodes(),
                 quarantine,
                 passes: OnceCell::new(),
@@ -345,11 +372,48 @@ impl State {
         };
         Desired {
             program: Arc::clone(self.program.program()),
+            cuts: self.cuts(),
             table,
             routes: Arc::clone(&self.routes),
             endpoints: Arc::clone(&self.endpoints),
             advertise: Arc::clone(&self.advertise),
             problems,
+        }
+    }
+
+    fn cuts(&self) -> bool {
+        self.configuration.cut_denied_connections != Some(Switch::Disabled)
+    }
+
+    fn deny(&self) -> DenyAction {
+        let asked = self.configuration.nftables_filter_deny_action;
+        match asked.or(self.configuration.iptables_filter_deny_action) {
+            Some(FilterDenyAction::Reject) => DenyAction::Reject,
+            Some(FilterDenyAction::Drop) | None => DenyAction::Drop,
+        }
+    }
+
+    fn log_limit(&self) -> Limit {
+        let Some(asked) = self.configuration.log_action_rate_limit else {
+            return render::LOG_LIMIT;
+        };
+        let per = match asked.per() {
+            Per::Second => RateUnit::Second,
+            Per::Minute => RateUnit::Minute,
+            Per::Hour => RateUnit::Hour,
+            Per::Day => RateUnit::Day,
+        };
+        // Without a burst nothing would ever be told.
+        let burst = self
+            .configuration
+            .log_action_rate_limit_burst
+            .unwrap_or(LOG_BURST)
+            .max(1);
+        Limit {
+            rate: asked.number().into(),
+            per,
+            burst: burst.into(),
+            over: false,
         }
     }
 

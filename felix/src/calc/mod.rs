@@ -17,6 +17,7 @@
 //! is a comparison of pointers.
 
 mod calculator;
+mod floating;
 mod hosts;
 mod routes;
 
@@ -108,6 +109,8 @@ pub struct LocalEndpoint {
     pub addresses: BTreeSet<IpAddr>,
     /// Addresses that another endpoint has with the older right.
     pub conflicts: BTreeSet<IpAddr>,
+    /// Addresses that the outside uses for it, each with the one of its own that it stands for.
+    pub floating: BTreeMap<IpAddr, IpAddr>,
     /// MAC inside the workload, where the object says it.
     pub mac: Option<[u8; 6]>,
     /// Mod revision of the object.
@@ -119,6 +122,8 @@ pub struct LocalEndpoint {
 pub struct Desired {
     /// The policy, compiled: what [`Desired::table`] is rendered from, and what tracked connections are judged by.
     pub program: Arc<Program>,
+    /// Whether connections that it forbids are cut.
+    pub cuts: bool,
     /// The policy as the kernel's table.
     pub table: Arc<Table>,
     /// Routes that follow from the store. Learned ones are not among them.

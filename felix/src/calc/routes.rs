@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use policy::model::{EndpointId, Model};
-use policy::resource::Resource;
+use policy::resource::{ObjectMeta, Resource};
 
 use super::{ADVERTISE_ANNOTATION, LocalEndpoint, LocalRoute, World};
 use crate::config::AgentConfig;
@@ -66,6 +66,11 @@ impl Pools {
             .collect()
     }
 
+    /// Whether the address is in a pool.
+    pub(super) fn hold(&self, address: IpAddr) -> bool {
+        self.pools.iter().any(|(cidr, ..)| cidr.contains(address))
+    }
+
     /// How `network` is advertised; outside of all pools not at all: only the pools' owner gives addresses away.
     fn advertise(&self, network: IpNetwork) -> Advertise {
         let inside = |cidr: &IpNetwork| cidr.prefix() <= network.prefix() && cidr.contains(network.network());
@@ -99,8 +104,7 @@ pub(super) fn endpoints(
         let Some(endpoint) = model.endpoints.get(&id) else {
             continue;
         };
-        // No time at all sorts last: it is not one of ours.
-        let age = object.metadata.creation_timestamp.as_deref().unwrap_or("~");
+        let age = age(&object.metadata);
         for address in endpoint.addresses.intersection(&ours) {
             let claim = (age, id.clone());
             owners
@@ -155,6 +159,7 @@ pub(super) fn endpoints(
             interface: interface.to_owned(),
             addresses: BTreeSet::new(),
             conflicts: BTreeSet::new(),
+            floating: BTreeMap::new(),
             mac: mac.and_then(parse_mac),
             revision,
         };
@@ -174,6 +179,11 @@ pub(super) fn endpoints(
         found.insert(id, own);
     }
     found
+}
+
+/// The time of creation, by which claims are ordered. No time at all sorts last: it is not one of ours.
+pub(super) fn age(metadata: &ObjectMeta) -> &str {
+    metadata.creation_timestamp.as_deref().unwrap_or("~")
 }
 
 /// `ee:ee:ee:ee:ee:ee` as bytes; only addresses of a single interface.
@@ -204,7 +214,7 @@ pub(super) fn routes(
         }
     }
     for (id, endpoint) in endpoints {
-        for address in &endpoint.addresses {
+        for address in endpoint.addresses.iter().chain(endpoint.floating.keys()) {
             let network = IpNetwork::from(*address);
             // A block of one address is its workload's route.
             routes.insert(

@@ -424,3 +424,131 @@ fn a_policy_is_one_whatever_name_it_is_stored_under() {
     }
     assert_eq!(last, without);
 }
+
+/// `a` asks for these floating addresses.
+fn floating(mut events: Vec<Event>, switch: &str, nats: &[(&str, &str)]) -> Vec<Event> {
+    let mut value = Value::clone(events[1].1.as_ref().unwrap());
+    let list = nats
+        .iter()
+        .map(|(external, internal)| json!({"internalIP": internal, "externalIP": external}));
+    value["spec"]["ipNATs"] = list.collect();
+    events[1].1 = Some(Arc::new(value));
+    events.push(object(
+        "felixconfigurations",
+        "default",
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"},
+               "spec": {"floatingIPs": switch}}),
+        1,
+    ));
+    events.push(pool("public", "192.0.2.0/24", None, &json!({"disabled": true})));
+    events
+}
+
+#[test]
+fn a_floating_address_is_routed_announced_and_translated() {
+    let nats = [("192.0.2.80", "10.65.0.1")];
+    let desired = told(&floating(base(), "Enabled", &nats));
+    let external: IpAddr = "192.0.2.80".parse().unwrap();
+    assert!(desired.endpoints[&id("a")].floating.contains_key(&external));
+    let route = LocalRoute::Interface {
+        name: "calia".to_owned(),
+        endpoint: id("a"),
+    };
+    assert_eq!(desired.routes.get(&net("192.0.2.80/32")), Some(&route));
+    assert!(desired.advertise.contains(&net("192.0.2.80/32")));
+    assert_eq!(desired.table.check(), []);
+    for chain in [
+        "float-in",
+        "float-local",
+        "float-out",
+        "dnat-192.0.2.80",
+        "snat-192.0.2.80",
+    ] {
+        assert!(desired.table.chains.contains_key(chain), "{chain}");
+    }
+    // It is no address to send from.
+    let sources = &desired.program.endpoints[&id("a")].allowed_sources;
+    assert!(!sources.contains(&net("192.0.2.80/32")), "{sources:?}");
+}
+
+#[test]
+fn a_floating_address_that_is_somebody_elses_is_reported_and_not_used() {
+    let why = |switch: &str, nats: &[(&str, &str)], more: Vec<Event>| {
+        let mut events = floating(base(), switch, nats);
+        events.extend(more);
+        let desired = told(&events);
+        assert!(desired.endpoints[&id("a")].floating.is_empty());
+        assert!(!desired.table.chains.contains_key("float-in"));
+        let problems = desired.problems.iter().map(|problem| problem.message.clone());
+        problems
+            .filter(|message| message.starts_with("spec.ipNATs"))
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    let good = [("192.0.2.80", "10.65.0.1")];
+    let node = object(
+        "nodes",
+        "n9",
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "n9"},
+               "spec": {"bgp": {"ipv4Address": "192.0.2.80/24"}}}),
+        1,
+    );
+    let mut older = workload("n2", "older", "10.65.1.9/32", "2025-01-01T00:00:00Z", 9);
+    let mut value = Value::clone(older.1.as_ref().unwrap());
+    value["spec"]["ipNATs"] = json!([{"internalIP": "10.65.1.9", "externalIP": "192.0.2.80"}]);
+    older.1 = Some(Arc::new(value));
+    let cases = [
+        (
+            why("Disabled", &good, vec![]),
+            "floatingIPs of FelixConfiguration is not Enabled",
+        ),
+        (why("Enabled", &good, vec![node]), "is an address of Node n9"),
+        (
+            why("Enabled", &good, vec![older]),
+            "belongs to default/older, which asked for it first",
+        ),
+        (
+            why("Enabled", &[("10.65.1.1", "10.65.0.1")], vec![]),
+            "is an address of WorkloadEndpoint default/b",
+        ),
+        (
+            why("Enabled", &[("8.8.8.8", "10.65.0.1")], vec![]),
+            "is in no IPPool",
+        ),
+        (
+            why("Enabled", &[("192.0.2.80", "10.65.0.2")], vec![]),
+            "which the endpoint does not have",
+        ),
+    ];
+    for (message, wanted) in cases {
+        assert!(message.contains(wanted), "{wanted}: {message}");
+    }
+}
+
+#[test]
+fn what_takes_a_floating_address_away_is_followed() {
+    let mut calculator = Calculator::new(AgentConfig::new("n1"));
+    let tell = |calculator: &mut Calculator, (key, value, revision): &Event| {
+        match value {
+            Some(value) => calculator.put(key, value, *revision),
+            None => calculator.delete(key),
+        };
+        calculator.calculate(&BTreeMap::new())
+    };
+    for event in &floating(base(), "Enabled", &[("192.0.2.80", "10.65.0.1")]) {
+        tell(&mut calculator, event);
+    }
+    let has_it = |desired: &Desired| desired.routes.contains_key(&net("192.0.2.80/32"));
+    let taker = workload("n2", "taker", "192.0.2.80/32", "2026-05-01T00:00:00Z", 9);
+    assert!(!has_it(&tell(&mut calculator, &taker)), "somebody's own");
+    assert!(has_it(&tell(&mut calculator, &(taker.0, None, 10))));
+    let node = object(
+        "nodes",
+        "n9",
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "n9"},
+               "spec": {"addresses": [{"address": "192.0.2.80"}]}}),
+        11,
+    );
+    assert!(!has_it(&tell(&mut calculator, &node)), "a node's");
+    assert!(has_it(&tell(&mut calculator, &(node.0, None, 12))));
+}

@@ -233,6 +233,14 @@ impl Tracer {
         self.ask(|reply| Request::Rules(chain.to_owned(), reply)).await
     }
 
+    /// What the rules of the table have counted, since before they were rewritten too.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub async fn counters(&self) -> Result<Vec<RuleCounter>, ApplyError> {
+        self.ask(|reply| Request::Counters(None, reply)).await
+    }
+
     async fn ask<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, ApplyError>>) -> Request,

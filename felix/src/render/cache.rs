@@ -24,9 +24,9 @@ use policy::sorted::SortedMap;
 
 use super::index::Reads;
 use super::policy::What;
-use super::{HostAction, Input, sets};
+use super::{DenyAction, HostAction, Input, sets};
 use crate::config::AgentConfig;
-use crate::nft::ruleset::{Chain, Element, Map, Set, Table, Value};
+use crate::nft::ruleset::{Chain, Element, Limit, Map, Set, Table, Value};
 
 /// Parts of the last table.
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ pub struct Cache {
 #[derive(Debug)]
 struct Last {
     /// What all parts depend on, beside the program.
-    made_for: (AgentConfig, HostAction),
+    made_for: MadeFor,
     /// Something was refused, which may be part of anything: that is rare, and then nothing is kept.
     quarantined: bool,
     program: Arc<Program>,
@@ -123,7 +123,7 @@ impl Cache {
         let followed = last.as_ref().and_then(|last| self.follow(input, &base, last));
         let table = Arc::new(followed.unwrap_or_else(|| self.anew(input, &base, last.as_ref())));
         self.last = Some(Last {
-            made_for: (input.config.clone(), input.host_action),
+            made_for: made_for(input),
             quarantined: !input.quarantine.is_empty(),
             program: Arc::clone(input.program),
             base,
@@ -285,12 +285,21 @@ impl Cache {
     }
 }
 
+/// What lists and groups depend on, beside the program.
+type MadeFor = (AgentConfig, HostAction, DenyAction, Limit);
+
+fn made_for(input: &Input<'_>) -> MadeFor {
+    (
+        input.config.clone(),
+        input.host_action,
+        input.deny,
+        input.log_limit,
+    )
+}
+
 /// Whether parts of the last table may be used for this one.
 fn is_kept(input: &Input<'_>, last: &Last) -> bool {
-    last.made_for.0 == *input.config
-        && last.made_for.1 == input.host_action
-        && !last.quarantined
-        && input.quarantine.is_empty()
+    last.made_for == made_for(input) && !last.quarantined && input.quarantine.is_empty()
 }
 
 /// Parts that are equal to those of the last table become those.

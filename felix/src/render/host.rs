@@ -28,7 +28,7 @@ use policy::model::{FailsafePort, LINK_ICMPV6, Stage};
 use policy::packet::Direction;
 
 use super::policy::{guarded, uses_pass};
-use super::{Input, clear_pass, cut, drop_rule, established, ifname, invalid, log_rule};
+use super::{Input, clear_pass, cut, deny_rule, established, ifname, invalid, log_rule};
 use crate::flowlog::Reason;
 use crate::nft::ruleset::{
     Base, Chain, Element, Field, Hook, KeyType, Map, MarkSource, Match, Op, Rule, Statement, Table, Value,
@@ -152,7 +152,7 @@ fn base(input: &Input<'_>, place: &Place, asked: &BTreeSet<(Stage, Direction)>, 
         }
         Stage::PreDnat | Stage::Forward | Stage::Normal => {
             if place.stage != Stage::PreDnat {
-                chain = chain.rule(cut(input));
+                chain = cut(input, chain);
             }
             // What leaves after it was forwarded is asked about for itself.
             let follows = !(place.stage == Stage::Forward && place.direction == Direction::Egress);
@@ -288,7 +288,7 @@ fn group_chain(input: &Input<'_>, id: &GroupId, group: &HostGroup, table: &mut T
     if group.stage == Stage::Normal {
         let direction = group.direction;
         let reason = Reason::NoMatch { direction };
-        chain = chain.rule(log_rule(reason)).rule(drop_rule("nothing allowed it"));
+        chain = (chain.rule(log_rule(reason))).rule(deny_rule(input, "nothing allowed it"));
     }
     table.add_chain(guarded(input, chain));
 }

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Where the node's own interfaces have policy, [`host`] adds base chains of theirs; where traffic is limited or
-//! classed, [`qos`] does.
+//! classed, [`qos`] does; where workloads have floating addresses, [`floating`].
 //!
 //! What holds for every table made here:
 //!
@@ -27,6 +27,7 @@
 //!   `defaultEndpointToHostAction` says, apart from neighbour discovery.
 
 mod cache;
+mod floating;
 mod host;
 mod index;
 mod lists;
@@ -37,6 +38,7 @@ mod sets;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -47,7 +49,7 @@ use crate::config::{AgentConfig, TABLE, TABLE_COMMENT};
 use crate::flowlog::{self, Reason, Tag};
 use crate::nft::ruleset::{
     Base, Chain, ChainType, CtStates, Element, Field, Hook, KeyType, LOG_PREFIX_MAX, Limit, Log, Map,
-    MarkSource, Match, Op, Policy, RateUnit, Rule, Set, Statement, Table, Value, Verdict,
+    MarkSource, Match, Op, Policy, RateUnit, Reject, Rule, Set, Statement, Table, Value, Verdict,
 };
 
 use ::policy::compile::Program;
@@ -77,6 +79,24 @@ pub enum HostAction {
     Accept,
 }
 
+/// What becomes of a packet that policy denies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DenyAction {
+    /// It is gone.
+    #[default]
+    Drop,
+    /// Its sender is told, by an ICMP error (port unreachable).
+    Reject,
+}
+
+/// How often each place that logs tells of a packet, where nobody says otherwise.
+pub const LOG_LIMIT: Limit = Limit {
+    rate: 100,
+    per: RateUnit::Second,
+    burst: 100,
+    over: false,
+};
+
 /// Everything a table depends on.
 #[derive(Debug)]
 pub struct Input<'a> {
@@ -86,10 +106,19 @@ pub struct Input<'a> {
     pub config: &'a AgentConfig,
     /// `defaultEndpointToHostAction`.
     pub host_action: HostAction,
+    /// `nftablesFilterDenyAction`. What is no part of a connection, comes from a false source or is cut is dropped all
+    /// the same.
+    pub deny: DenyAction,
+    /// Whether connections that were cut are dropped (`cutDeniedConnections`).
+    pub cuts: bool,
+    /// How often each `Log` rule tells of a packet (`logActionRateLimit`).
+    pub log_limit: Limit,
     /// Networks of pools with `natOutgoing`.
     pub nat_pools: Vec<IpNetwork>,
     /// Networks of all pools: within them nothing is translated.
     pub pools: Vec<IpNetwork>,
+    /// Floating addresses of this node's workloads, with the address that each stands for.
+    pub floating: BTreeMap<IpAddr, IpAddr>,
     /// Addresses of the nodes; needed only where [`has_classes`] says so.
     pub nodes: Vec<IpNetwork>,
     /// Names of chains and sets the kernel refused, with its message. What needs them is rendered as a drop.
@@ -122,6 +151,7 @@ pub fn table_with(input: &Input<'_>, cache: &mut Cache) -> Arc<Table> {
     host(input, &mut table);
     host::add(input, &mut table);
     nat(input, &mut table);
+    floating::add(input, &mut table);
     qos::add(input, &mut table);
     cache.end(input, table)
 }
@@ -136,20 +166,26 @@ fn drop_rule(comment: &str) -> Rule {
     Rule::new().counter().verdict(Verdict::Drop).comment(comment)
 }
 
+/// What policy denies: counts, and drops or rejects.
+fn deny_rule(input: &Input<'_>, comment: &str) -> Rule {
+    Rule::new().counter().then(denial(input)).comment(comment)
+}
+
+fn denial(input: &Input<'_>) -> Statement {
+    match input.deny {
+        DenyAction::Drop => Verdict::Drop.into(),
+        DenyAction::Reject => Reject::PortUnreachable.into(),
+    }
+}
+
 /// Tells the log group about a packet that is about to be dropped.
 fn log_rule(reason: Reason) -> Rule {
     let tag = Tag { denied: true, reason };
-    said(&tag).into_iter().fold(Rule::new(), Rule::then)
+    said(&tag, LOG_LIMIT).into_iter().fold(Rule::new(), Rule::then)
 }
 
-/// Tells the log group about a packet, at most a hundred times a second for each place that says it.
-fn said(tag: &Tag) -> [Statement; 2] {
-    let limit = Limit {
-        rate: 100,
-        per: RateUnit::Second,
-        burst: 100,
-        over: false,
-    };
+/// Tells the log group about a packet, so often for each place that says it.
+fn said(tag: &Tag, limit: Limit) -> [Statement; 2] {
     let log = Log {
         group: LOG_GROUP,
         prefix: policy::fit(tag.to_string(), LOG_PREFIX_MAX),
@@ -214,6 +250,11 @@ fn sources(input: &Input<'_>, table: &mut Table) {
 
     let neighbours = [135, 136].map(|kind| Element::one(Value::Icmp(kind)));
     let link_local: IpNetwork = IpNetwork::V6(link_local());
+    // Reports of listeners (MLDv1, MLDv2), and solicitations of routers.
+    let housekeeping = || {
+        let kinds = [131, 132, 133, 143].map(|kind| Element::one(Value::Icmp(kind)));
+        Rule::new().one_of(Field::Icmpv6Type, Op::Eq, kinds)
+    };
     let discovery = || Rule::new().one_of(Field::Icmpv6Type, Op::Eq, neighbours.clone());
     table.add_chain(
         Chain::new("wl-source")
@@ -244,6 +285,22 @@ fn sources(input: &Input<'_>, table: &mut Table) {
                 fields: vec![Field::Iifname],
                 map: "source-wide".into(),
             }))
+            // Every workload asks for routers and tells its link which groups it hears (RFC 4861 §6.3.7, RFC 3810 §5.2).
+            // Nobody on this link wants to know, and nobody should have to read of it.
+            .rule(
+                housekeeping()
+                    .network(Field::Ip6Saddr, Op::Eq, link_local)
+                    .counter()
+                    .verdict(Verdict::Drop)
+                    .comment("a link's housekeeping"),
+            )
+            .rule(
+                housekeeping()
+                    .equals(Field::Ip6Saddr, Value::Ipv6(std::net::Ipv6Addr::UNSPECIFIED))
+                    .counter()
+                    .verdict(Verdict::Drop)
+                    .comment("a link's housekeeping"),
+            )
             .rule(log_rule(Reason::Source))
             .rule(drop_rule("foreign source")),
     );
@@ -259,10 +316,13 @@ fn link_local() -> ipnetwork::Ipv6Network {
     ipnetwork::Ipv6Network::new(base, 10).unwrap_or_else(|_| ipnetwork::Ipv6Network::from(base))
 }
 
-/// `ct mark & cut == cut drop`: a connection that policy forbids since it was made.
-fn cut(input: &Input<'_>) -> Rule {
+/// The chain with `ct mark & cut == cut drop`: a connection that policy forbids since it was made.
+fn cut(input: &Input<'_>, chain: Chain) -> Chain {
+    if !input.cuts {
+        return chain;
+    }
     let bit = input.config.cut_mark;
-    Rule::new()
+    let rule = Rule::new()
         .then(Match::Masked {
             field: Field::CtMark,
             mask: bit,
@@ -271,7 +331,8 @@ fn cut(input: &Input<'_>) -> Rule {
         })
         .counter()
         .verdict(Verdict::Drop)
-        .comment("connection cut by policy")
+        .comment("connection cut by policy");
+    chain.rule(rule)
 }
 
 fn established() -> Rule {
@@ -314,7 +375,7 @@ fn forward(input: &Input<'_>, table: &mut Table) {
         (Direction::Ingress, "fwd-to", "wl-to", "ep-to", Field::Oifname, 1),
     ];
     for (direction, base, dispatch, map, field, priority) in directions {
-        let chain = Chain::base(base, Base::filter(Hook::Forward, priority)).rule(cut(input));
+        let chain = cut(input, Chain::base(base, Base::filter(Hook::Forward, priority)));
         table.add_chain(
             qos::ask(input, Kind::Rate, direction, chain)
                 .rule(established())
@@ -378,16 +439,15 @@ fn host(input: &Input<'_>, table: &mut Table) {
                 .one_of(Field::Icmpv6Type, Op::Eq, icmp(&[135, 136]))
                 .verdict(Verdict::Accept)
                 .comment("neighbour discovery"),
-        )
-        .rule(cut(input));
-    chain = qos::ask(input, Kind::Rate, Direction::Egress, chain)
+        );
+    chain = qos::ask(input, Kind::Rate, Direction::Egress, cut(input, chain))
         .rule(established())
         .rule(invalid());
     match input.host_action {
         HostAction::Drop => {
             chain = chain
                 .rule(log_rule(Reason::Host))
-                .rule(drop_rule("defaultEndpointToHostAction"));
+                .rule(deny_rule(input, "defaultEndpointToHostAction"));
         }
         HostAction::Accept => {
             chain = qos::ask(input, Kind::Connections, Direction::Egress, chain);

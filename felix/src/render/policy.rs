@@ -12,7 +12,7 @@ use policy::packet::{Direction, IpVersion};
 
 use super::index::{Item, Reads};
 use super::lists::{self, List};
-use super::{Input, drop_rule, log_rule, said};
+use super::{Input, LOG_LIMIT, denial, deny_rule, drop_rule, log_rule, said};
 use crate::flowlog::{Reason, Tag};
 use crate::nft::ruleset::{
     COMMENT_MAX, Chain, Element, Field, MarkSource, Match, Op, Rule, Statement, Table, Value, Verdict,
@@ -71,7 +71,7 @@ pub(super) fn groups(input: &Input<'_>, table: &mut Table) {
         };
         table.add_chain(guarded(
             input,
-            chain.rule(log_rule(reason)).rule(drop_rule("nothing allowed it")),
+            (chain.rule(log_rule(reason))).rule(deny_rule(input, "nothing allowed it")),
         ));
     }
     if uses_pass(input) {
@@ -248,7 +248,7 @@ impl List for TierList<'_> {
                     direction: self.direction,
                     tier: tier.clone(),
                 };
-                chain.rule(log_rule(reason)).rule(drop_rule(&comment))
+                (chain.rule(log_rule(reason))).rule(deny_rule(self.input, &comment))
             }
         }
     }
@@ -291,7 +291,7 @@ impl List for RuleWriter<'_> {
                         statements: statements.clone(),
                         comment: None,
                     };
-                    for statement in said(&self.tag(rule)) {
+                    for statement in said(&self.tag(rule), LOG_LIMIT) {
                         line = line.then(statement);
                     }
                     chain = chain.rule(line);
@@ -349,7 +349,7 @@ impl RuleWriter<'_> {
                     Hook::PreDnat => vec![Statement::Counter, mark, Verdict::Accept.into()],
                 }
             }
-            Action::Deny => vec![Statement::Counter, Verdict::Drop.into()],
+            Action::Deny => vec![Statement::Counter, denial(self.input)],
             Action::Pass if is_profile(self.policy) => vec![Statement::Counter, Verdict::Return.into()],
             Action::Pass => vec![
                 Statement::Counter,
@@ -357,7 +357,7 @@ impl RuleWriter<'_> {
                 Verdict::Return.into(),
             ],
             Action::Log => {
-                let [limit, log] = said(&self.tag(rule));
+                let [limit, log] = said(&self.tag(rule), self.input.log_limit);
                 vec![Statement::Counter, limit, log]
             }
         }

@@ -62,6 +62,9 @@ const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
+/// The loopback interface.
+const LOOPBACK: &str = "lo";
+
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tuple {
@@ -357,7 +360,7 @@ fn verdict<'i>(
         dst_port,
         icmp: icmp.map(|(kind, code)| Icmp { kind, code }),
     });
-    let is_own = [source, destination].map(|address| own.contains(&address));
+    let is_own = [source, destination].map(|address| own.contains(&address) || address.is_loopback());
     let by_hosts = by_hosts(program, homes, is_own, exit, [&asked, &translated]);
     if is_own.contains(&true) {
         return by_hosts;
@@ -381,8 +384,15 @@ fn by_hosts<'i>(
     [asked, translated]: [&Packet; 2],
 ) -> Option<bool> {
     let hosts = &program.hosts;
-    if hosts.is_empty() || from_here && to_here {
+    if hosts.is_empty() {
         return None;
+    }
+    if from_here && to_here {
+        // Nothing but a host endpoint that names the loopback is asked.
+        let loopback = hosts.of_interface(LOOPBACK);
+        let ways = [Passage::Output(loopback), Passage::Input(loopback)];
+        let answers = ways.map(|passage| on_way(program, passage, asked, translated));
+        return (answers.iter().any(Option::is_some)).then(|| !answers.contains(&Some(false)));
     }
     let mut way = |address: IpAddr| {
         if homes.contains_key(&address) {
@@ -404,6 +414,12 @@ fn by_hosts<'i>(
             Passage::Forward(name(arrives), name(leaves))
         }
     };
+    on_way(program, passage, asked, translated)
+}
+
+/// What the host endpoints of one passage say; `None` when there is none.
+fn on_way(program: &Program, passage: Passage<'_>, asked: &Packet, translated: &Packet) -> Option<bool> {
+    let hosts = &program.hosts;
     // A connection that was found in its middle may stand here the wrong way round.
     let back = Packet {
         src: translated.dst,
@@ -675,6 +691,11 @@ mod tests {
                 "applyOnForward": true, "order": 1, "types": ["Egress"],
                 "egress": [{"action": "Deny", "protocol": "TCP", "destination": {"ports": [25]}}, {"action": "Allow"}]}}),
         ];
+        node(&objects)
+    }
+
+    /// The program of the node `n`.
+    fn node(objects: &[serde_json::Value]) -> Program {
         let resources: Vec<_> = (objects.iter())
             .map(|object| policy::resource::Resource::from_json(object).unwrap())
             .collect();
@@ -688,35 +709,39 @@ mod tests {
         policy::compile::compile_node(&model, &BTreeSet::new(), hosts)
     }
 
+    fn tcp(from: IpAddr, from_port: u16, to: IpAddr, port: u16) -> Connection {
+        let original = Tuple {
+            source: from,
+            destination: to,
+            protocol: 6,
+            source_port: Some(from_port),
+            destination_port: Some(port),
+            icmp: None,
+        };
+        let reply = Tuple {
+            source: to,
+            destination: from,
+            source_port: Some(port),
+            destination_port: Some(from_port),
+            ..original
+        };
+        Connection {
+            original,
+            reply,
+            mark: 0,
+            status: 0,
+            timeout: None,
+            tcp_state: None,
+            identity: Vec::new(),
+        }
+    }
+
     #[test]
     fn connections_of_the_host_are_asked_about_where_they_pass() {
         let program = guarded();
         let own = BTreeSet::from([IpAddr::from([192, 0, 2, 1])]);
         let ask = |from: [u8; 4], from_port: u16, to: [u8; 4], port: u16| {
-            let original = Tuple {
-                source: from.into(),
-                destination: to.into(),
-                protocol: 6,
-                source_port: Some(from_port),
-                destination_port: Some(port),
-                icmp: None,
-            };
-            let reply = Tuple {
-                source: to.into(),
-                destination: from.into(),
-                source_port: Some(port),
-                destination_port: Some(from_port),
-                ..original
-            };
-            let connection = Connection {
-                original,
-                reply,
-                mark: 0,
-                status: 0,
-                timeout: None,
-                tcp_state: None,
-                identity: Vec::new(),
-            };
+            let connection = tcp(from.into(), from_port, to.into(), port);
             let mut exit = |address: IpAddr| match address {
                 IpAddr::V4(address) => match address.octets() {
                     [10, ..] => Some(Exit::Workload),
@@ -763,6 +788,36 @@ mod tests {
             Some(true),
             "only what leaves is forbidden"
         );
+    }
+
+    #[test]
+    fn what_the_host_has_with_itself_is_asked_about_at_the_loopback_alone() {
+        let objects = [
+            serde_json::json!({"kind": "HostEndpoint", "metadata": {"name": "self", "labels": {"role": "self"}},
+                "spec": {"node": "n", "interfaceName": "lo"}}),
+            serde_json::json!({"kind": "HostEndpoint", "metadata": {"name": "all"},
+                "spec": {"node": "n", "interfaceName": "*"}}),
+            serde_json::json!({"kind": "GlobalNetworkPolicy", "metadata": {"name": "g"}, "spec": {"selector": "role == 'self'",
+                "ingress": [{"action": "Allow", "protocol": "TCP", "destination": {"ports": [443]}}],
+                "egress": [{"action": "Allow"}]}}),
+        ];
+        let program = node(&objects);
+        let own = BTreeSet::from([IpAddr::from([192, 0, 2, 1])]);
+        let ask = |from: [u8; 4], to: [u8; 4], port: u16| {
+            let connection = tcp(from.into(), 4000, to.into(), port);
+            verdict(
+                &program,
+                &BTreeMap::new(),
+                &own,
+                &mut |_| Some(Exit::Here),
+                &connection,
+            )
+        };
+        for to in [[192, 0, 2, 1], [127, 0, 0, 1], [127, 0, 0, 53]] {
+            assert_eq!(ask([127, 0, 0, 1], to, 443), Some(true));
+            assert_eq!(ask([127, 0, 0, 1], to, 80), Some(false));
+            assert_eq!(ask([127, 0, 0, 1], to, 22), Some(true), "failsafe");
+        }
     }
 
     #[test]

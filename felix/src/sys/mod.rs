@@ -7,6 +7,7 @@ pub mod conntrack;
 mod default_route;
 pub mod links;
 pub mod netns;
+pub mod probe;
 pub mod rtnl;
 pub mod sysctl;
 pub mod veth;

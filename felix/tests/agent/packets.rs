@@ -286,6 +286,25 @@ fn cut() {
     eventually("the cut connections are counted", || {
         node.agent().status().counters.connections_cut >= 2
     });
+    // Where the administrator does not want it, what began goes on, and what was cut too.
+    let cuts = |node: &mut Node, switch: &str| {
+        let spec = json!({"cutDeniedConnections": switch});
+        node.apply("FelixConfiguration", "felixconfigurations/default", spec);
+    };
+    let mut first = a.connect(b.v4(), 81).unwrap();
+    node.apply("GlobalNetworkPolicy", "globalnetworkpolicies/web", web_policy());
+    eventually("it is cut", || !answers(&mut first, limit));
+    cuts(&mut node, "Disabled");
+    assert!(answers(&mut first, Duration::from_secs(20)), "not restored");
+    assert!(a.connect(b.v4(), 81).is_none(), "new ones are still forbidden");
+    node.delete("globalnetworkpolicies/web");
+    eventually("open again", || a.connect(b.v4(), 81).is_some());
+    let mut second = a.connect(b.v4(), 81).unwrap();
+    node.apply("GlobalNetworkPolicy", "globalnetworkpolicies/web", web_policy());
+    assert!(a.connect(b.v4(), 81).is_none());
+    assert!(answers(&mut second, Duration::from_secs(5)), "cut all the same");
+    cuts(&mut node, "Enabled");
+    eventually("it is cut after all", || !answers(&mut second, limit));
 }
 
 /// Sends a numbered datagram every half millisecond until told to stop; returns how many.

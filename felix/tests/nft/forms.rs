@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use felix::nft::Engine;
 use felix::nft::ruleset::{
-    Base, Chain, CtStates, Element, Field, Hook, KeyType, Limit, Log, Map, MarkSource, Match, Op, RateUnit,
-    Reject, Rule, Set, Statement, Table, Value, Verdict,
+    Base, Chain, CtStates, Element, End, Field, Hook, KeyType, Limit, Log, Map, MarkSource, Match, Op,
+    RateUnit, Reject, Rule, Set, Statement, Table, Value, Verdict,
 };
 
 use super::common::Named;
@@ -379,6 +379,32 @@ fn table() -> Table {
         .equals(Field::Oifname, name("eth0"))
         .then(Statement::Masquerade);
     table.add_chain(Chain::base("b-nat", nat).rule(masquerade));
+    let translate = |end, to: &str| {
+        let to = to.parse().unwrap();
+        Rule::new().then(Statement::Translate { end, to })
+    };
+    let dnat = Base {
+        hook: Hook::Prerouting,
+        priority: -100,
+        ..nat
+    };
+    table.add_chain(
+        Chain::base("b-snat", nat)
+            .rule(translate(End::Source, "192.0.2.7"))
+            .rule(translate(End::Source, "fd00::7")),
+    );
+    table.add_chain(
+        Chain::base("b-dnat", dnat)
+            .rule(
+                Rule::new()
+                    .equals(Field::IpDaddr, addr(192, 0, 2, 7))
+                    .then(Statement::Translate {
+                        end: End::Destination,
+                        to: "10.0.0.7".parse().unwrap(),
+                    }),
+            )
+            .rule(translate(End::Destination, "fd00::7")),
+    );
     let drop = Base {
         policy: felix::nft::ruleset::Policy::Drop,
         ..Base::filter(Hook::Input, 0)

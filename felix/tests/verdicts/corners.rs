@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::common::Named;
 use crate::random::probes;
 use crate::reader::{nft, nft_input};
-use crate::site::{Meaning, OUTSIDE, Site};
+use crate::site::{Meaning, NODE, OUTSIDE, Site};
 use crate::wire;
 use crate::world::{endpoint, global, namespaced, open, profile, tier, with};
 
@@ -43,6 +43,13 @@ pub(crate) const TESTS: &[Named] = &[
     ("errors_pass_with_their_flow_and_not_without", errors),
     ("a_workload_reaches_its_host_as_configured", host),
     ("nat_outgoing_translates_what_leaves_the_pools", nat_outgoing),
+    ("a_floating_address_is_its_workload_to_everybody", floating),
+    ("who_is_rejected_is_told_so", rejected),
+    ("log_rules_tell_as_often_as_configured", log_limit),
+    (
+        "the_housekeeping_of_a_link_is_dropped_without_a_word",
+        housekeeping,
+    ),
 ];
 
 /// Numbers that `Site::number` does not reach.
@@ -600,4 +607,226 @@ fn nat_outgoing() {
             assert_eq!((name.as_str(), packet.src), (place, v4(1)));
         }
     }
+}
+
+fn floating() {
+    let mut site = site();
+    let own = site.give_node_addresses();
+    let external: [IpAddr; 2] = ["192.0.2.80".parse().unwrap(), "fd01::80".parse().unwrap()];
+    let pool = |name: &str, cidr: &str| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": name},
+               "spec": {"cidr": cidr, "natOutgoing": true}})
+    };
+    let felix = |switch: &str| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"},
+               "spec": {"floatingIPs": switch}})
+    };
+    let mut objects = base();
+    for object in &mut objects {
+        if object["metadata"]["name"] == "web" {
+            let nats = external.iter().zip([v4(1), v6(1)]);
+            let nats = nats.map(|(external, own)| json!({"internalIP": own, "externalIP": external}));
+            object["spec"]["ipNATs"] = nats.collect();
+        }
+    }
+    let pools = [
+        pool("v4", "10.0.0.0/24"),
+        pool("v6", "fd00::/112"),
+        pool("public4", "192.0.2.0/24"),
+        pool("public6", "fd01::/112"),
+    ];
+    // Policy speaks of the workload's own address, and of who really asks.
+    let only = |nets: [IpAddr; 2]| {
+        let rule = |net: IpAddr| json!({"action": "Allow", "source": {"nets": [net]}});
+        to_web(
+            json!([{"action": "Deny", "protocol": "UDP", "destination": {"ports": [13]}}, rule(nets[0]), rule(nets[1])]),
+        )
+    };
+    let far: [IpAddr; 2] = ["203.0.113.9".parse().unwrap(), "2001:db8:9::9".parse().unwrap()];
+    let seen = |site: &mut Site, from: &str, packet: &Packet| {
+        let number = site.probe(from, packet);
+        let all = site.settled();
+        let mut found = all
+            .into_iter()
+            .filter(|(_, packet)| packet.number() == Some(number));
+        found
+            .next()
+            .map(|(place, packet)| (place, packet.src, packet.dst))
+    };
+    for family in 0..2 {
+        let (ext, web, api) = (
+            [external[0], external[1]][family],
+            [v4(1), v6(1)][family],
+            [v4(2), v6(2)][family],
+        );
+        let all = |switch: &str, policy: Option<Value>| {
+            with(
+                with(objects.clone(), pools.clone()),
+                policy.into_iter().chain([felix(switch)]),
+            )
+        };
+        site.apply(&all("Enabled", None));
+        site.assert_listing_loads_again();
+        let web_got = |src| Some(("caliweb".to_owned(), src, web));
+        // From outside, from a workload of the node, from the node.
+        assert_eq!(
+            seen(&mut site, OUTSIDE, &udp(far[family], ext, 7)),
+            web_got(far[family])
+        );
+        assert_eq!(seen(&mut site, "caliapi", &udp(api, ext, 7)), web_got(api));
+        assert_eq!(
+            seen(&mut site, NODE, &udp(own[family], ext, 7)),
+            web_got(own[family])
+        );
+        // The answer comes from the address that was asked.
+        let answer = Packet::with_ports(Protocol::UDP, web, 7, far[family], 40000);
+        let back = (OUTSIDE.to_owned(), ext, far[family]);
+        assert_eq!(seen(&mut site, "caliweb", &answer), Some(back));
+        // To itself: from the floating address, or it would not answer.
+        assert_eq!(seen(&mut site, "caliweb", &udp(web, ext, 9)), web_got(ext));
+        // What it begins comes from itself, as the pool says.
+        let out = seen(&mut site, "caliweb", &udp(web, far[family], 11)).unwrap();
+        assert_eq!(out, (OUTSIDE.to_owned(), own[family], far[family]));
+        // And nobody may pretend to be it.
+        assert_eq!(seen(&mut site, "caliweb", &udp(ext, far[family], 12)), None);
+
+        site.apply(&all("Enabled", Some(only([far[0], far[1]]))));
+        assert_eq!(
+            seen(&mut site, OUTSIDE, &udp(far[family], ext, 7)),
+            web_got(far[family])
+        );
+        assert_eq!(
+            seen(&mut site, OUTSIDE, &udp(far[family], ext, 13)),
+            None,
+            "denied"
+        );
+        assert_eq!(seen(&mut site, "caliapi", &udp(api, ext, 7)), None, "denied");
+
+        site.apply(&all("Disabled", None));
+        assert_eq!(
+            seen(&mut site, OUTSIDE, &udp(far[family], ext, 7)).filter(|(place, ..)| place == "caliweb"),
+            None
+        );
+    }
+}
+
+fn felix(spec: Value) -> Value {
+    json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"}, "spec": spec})
+}
+
+fn rejected() {
+    let mut site = site();
+    let by_rule = json!([{"action": "Deny", "protocol": "UDP"}]);
+    let by_tier = json!([{"action": "Allow", "protocol": "TCP"}]);
+    for action in ["Reject", "Drop"] {
+        for (rules, packets) in [(by_rule.clone(), [udp, tcp]), (by_tier.clone(), [udp, udp])] {
+            let objects = with(
+                base(),
+                [to_web(rules), felix(json!({"nftablesFilterDenyAction": action}))],
+            );
+            let meaning = site.apply(&objects);
+            site.assert_listing_loads_again();
+            for (src, web) in [(v4(2), v4(1)), (v6(2), v6(1))] {
+                for (packet, port) in packets.iter().zip([7, 9]) {
+                    let packet = packet(src, web, port);
+                    // The verdict is the same one.
+                    let allowed = policy::eval::evaluate(
+                        &meaning.model,
+                        &policy::model::EndpointId::new("default", "web"),
+                        policy::packet::Direction::Ingress,
+                        &packet,
+                    );
+                    assert!(!allowed.allowed);
+                    let number = site.probe("caliapi", &packet);
+                    let all = site.settled();
+                    let is_it = |(place, arrived): &(String, wire::Arrived)| {
+                        place == "caliweb" && arrived.number() == Some(number)
+                    };
+                    assert!(!all.iter().any(is_it), "{packet}");
+                    let error = |(place, arrived): &(String, wire::Arrived)| {
+                        let unreachable = match arrived.protocol {
+                            1 => arrived.transport.starts_with(&[3, 3]),
+                            58 => arrived.transport.starts_with(&[1, 4]),
+                            _ => false,
+                        };
+                        place == "caliapi" && unreachable
+                    };
+                    assert_eq!(all.iter().any(error), action == "Reject", "{action} {packet}");
+                }
+            }
+        }
+    }
+}
+
+fn log_limit() {
+    let mut site = site();
+    let log = to_web(json!([{"action": "Log"}, {"action": "Deny", "protocol": "UDP"}, {"action": "Allow"}]));
+    let limits = |site: &mut Site, spec: Value| {
+        site.apply(&with(base(), [log.clone(), felix(spec)]));
+        site.assert_listing_loads_again();
+        let text = nft(&["list", "table", "inet", "felix"]);
+        let of = |what: &str| {
+            let lines = text
+                .lines()
+                .filter(|line| line.contains(&format!("prefix \"{what}|ingress|rule")));
+            lines
+                .map(|line| line[line.find("limit").unwrap()..line.find(" log").unwrap()].to_owned())
+                .collect::<Vec<_>>()
+        };
+        (of("L"), of("D"))
+    };
+    let usual = "limit rate 100/second burst 100 packets";
+    let both = |log: &str| (vec![log.to_owned()], vec![usual.to_owned()]);
+    assert_eq!(limits(&mut site, json!({})), both(usual));
+    let asked = json!({"logActionRateLimit": "7/minute"});
+    assert_eq!(
+        limits(&mut site, asked),
+        // `nft` does not say its default burst, which is 5 too.
+        both("limit rate 7/minute")
+    );
+    let asked = json!({"logActionRateLimit": "1/day", "logActionRateLimitBurst": 3});
+    assert_eq!(limits(&mut site, asked), both("limit rate 1/day burst 3 packets"));
+}
+
+fn housekeeping() {
+    let mut site = site();
+    site.apply(&base());
+    let local: IpAddr = "fe80::7".parse().unwrap();
+    let counts = || -> Vec<u64> {
+        let text = nft(&["list", "chain", "inet", "felix", "wl-source"]);
+        let count = |what: &str| {
+            let lines = text.lines().filter(|line| line.contains(what));
+            let packets = lines.map(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let at = words.iter().position(|word| *word == "packets").unwrap();
+                words[at + 1].parse::<u64>().unwrap()
+            });
+            packets.sum()
+        };
+        ["a link's housekeeping", "foreign source"].map(count).into()
+    };
+    let mut send = |kind: u8| {
+        let before = counts();
+        let packet = Packet {
+            src: local,
+            dst: v6(2),
+            protocol: Protocol::ICMPV6,
+            src_port: None,
+            dst_port: None,
+            icmp: Some(policy::packet::Icmp { kind, code: 0 }),
+        };
+        let number = site.probe("caliweb", &packet);
+        assert!(
+            site.settled()
+                .iter()
+                .all(|(_, arrived)| arrived.number() != Some(number))
+        );
+        let after = counts();
+        [after[0] - before[0], after[1] - before[1]]
+    };
+    for kind in [131, 132, 133, 143] {
+        assert!(send(kind)[0] >= 1, "{kind}");
+    }
+    // Somebody who plays the router is worth a word.
+    assert!(send(134)[1] >= 1);
 }

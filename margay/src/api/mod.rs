@@ -51,6 +51,9 @@ pub struct AttachRequest {
     /// Limits of its traffic: `qosControls` of the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qos: Option<QosControls>,
+    /// Floating addresses, each for its own address of the same family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub floating_ips: Vec<IpAddr>,
 }
 
 /// A named port of a workload.
@@ -232,8 +235,14 @@ pub struct TraceRequest {
     /// Destination port; any, if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// ICMP type and code of the packet to send; an echo request, if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<(u8, u8)>,
     /// How long to wait for such a packet; at most 60.
     pub wait_seconds: u32,
+    /// Send such a packet, from the workload's own namespace, instead of waiting for somebody else's.
+    #[serde(default)]
+    pub send: bool,
 }
 
 /// What the kernel of one host says of a flow.
@@ -244,6 +253,9 @@ pub struct Traced {
     pub node: String,
     /// Tracked connections of the flow, before a packet was waited for.
     pub connections: Vec<Tracked>,
+    /// What was sent, and from where; absent where nothing was to be sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<String>,
     /// The packet that came; none did, if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet: Option<TracedPacket>,
@@ -286,6 +298,33 @@ pub struct TraceStep {
     /// Packets that the rule has counted, this one among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packets: Option<u64>,
+}
+
+/// What a rule of one host has counted (`GET /v1/policy/counters`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleCount {
+    /// What the rule says of itself: `NetworkPolicy shop/web ingress 3 Deny`, `end of tier default`.
+    pub rule: String,
+    /// The policy or profile: `NetworkPolicy shop/web`; absent where no rule of a policy decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// `ingress` or `egress`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<String>,
+    /// The rule, counted from 1 in its direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<usize>,
+    /// What it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// Packets that it was about: first ones of connections, and those that it denied.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// File and line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
 /// One line of `GET /v1/flows`.

@@ -75,7 +75,7 @@ pub(super) async fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<Exit
     if !emit_structured(args.output.form, &plan)? {
         for object in &plan.objects {
             if object.change != "unchanged" {
-                emit_line(&format!("{} {}", object.called(), object.change));
+                emit_line(&format!("{} would be {}", object.called(), object.change));
                 for field in &object.fields {
                     emit_line(&format!("  {field}"));
                 }

@@ -101,6 +101,14 @@ Examples:
 
 A long list is entered by one lookup of the packet's port or peer. What names neither is asked for every first packet.";
 
+pub(super) const POLICY_COUNTERS: &str = "\
+Examples:
+  margay policy counters
+  margay policy counters shop/web --nonzero
+  watch margay policy counters 'end of tier'
+
+Packets of established connections pass before policy is asked, so an Allow counts connections and a Deny packets.";
+
 pub(super) const SELECTOR: &str = r#"Examples:
   margay selector 'role == "web" && has(env)' role=web env=prod
   margay selector 'role in {"web", "app"}' role=db -o json"#;

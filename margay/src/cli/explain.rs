@@ -42,6 +42,10 @@ pub(super) struct ExplainArgs {
     /// How long to wait for a packet with --live, at most 60 s; 0s: do not wait
     #[arg(long, default_value = "10s", value_name = "SECONDS", value_parser = seconds, requires = "live")]
     pub(super) wait: u32,
+    /// Send one such packet with --live instead of waiting for one: a TCP SYN, an empty UDP datagram or an ICMP message, from
+    /// the namespace of the workload on this host (or from this host). Whoever receives it sees it and answers
+    #[arg(long, requires = "live")]
+    pub(super) send: bool,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }

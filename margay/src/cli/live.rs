@@ -32,7 +32,13 @@ pub(super) async fn run(
     args: &ExplainArgs,
 ) -> anyhow::Result<ExitCode> {
     let packet = &explanation.packet;
-    if args.wait > 0 {
+    anyhow::ensure!(
+        !args.send || args.wait > 0,
+        "--send with --wait 0s: nobody would see what becomes of the packet"
+    );
+    if args.send {
+        eprintln!("sending one packet {packet} …");
+    } else if args.wait > 0 {
         eprintln!("waiting up to {} s for a packet {packet} …", args.wait);
     }
     let request = TraceRequest {
@@ -42,7 +48,9 @@ pub(super) async fn run(
         // The model was asked about some port; the kernel may see any.
         source_port: args.source_port,
         port: packet.dst_port,
+        icmp: packet.icmp.map(|icmp| (icmp.kind, icmp.code)),
         wait_seconds: args.wait,
+        send: args.send,
     };
     let patience = Duration::from_secs(args.wait.into());
     let traced: Traced = global
@@ -71,7 +79,12 @@ pub(super) async fn run(
 /// Whether what this host did to the packet is what the model says, as far as it is this host's to do.
 fn compare(explanation: &Explanation, traced: &Traced) -> (Option<bool>, String) {
     let Some(packet) = &traced.packet else {
-        let text = "no such packet came by here, so there is nothing to compare";
+        let text = match traced.sent {
+            Some(_) => {
+                "the packet was sent, and no table of this host saw it: look at the routes inside the workload, and at its interface"
+            }
+            None => "no such packet came by here, so there is nothing to compare",
+        };
         return (None, text.to_owned());
     };
     let here = |node: &Option<String>| node.as_deref() == Some(traced.node.as_str());
@@ -135,6 +148,9 @@ fn text(traced: &Traced, comparison: &str) -> String {
     for connection in &traced.connections {
         // Writing to a text cannot fail.
         let _ = writeln!(text, "  {}", tracked(connection));
+    }
+    if let Some(sent) = &traced.sent {
+        let _ = writeln!(text, "  sent {sent}");
     }
     if let Some(packet) = &traced.packet {
         text.push_str(&way(packet));

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::output::{Columns, OutputArgs, emit, emit_line, emit_structured};
 use super::{Global, examples, resources, world};
+use crate::api::RuleCount;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyVerb {
@@ -27,6 +28,21 @@ pub(super) enum PolicyVerb {
     /// What the kernel's table makes of the policies: sets, shared lists, what is entered by lookup and what is not
     #[command(after_help = examples::POLICY_COMPILE)]
     Compile(CompileArgs),
+    /// What each rule of this host's table has counted: packets that it was asked about and decided
+    #[command(after_help = examples::POLICY_COUNTERS)]
+    Counters(CountersArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CountersArgs {
+    /// Only rules of policies, and other reasons, whose name holds this text
+    #[arg(value_name = "TEXT")]
+    name: Option<String>,
+    /// Leave out what has counted nothing
+    #[arg(long)]
+    nonzero: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -57,6 +73,7 @@ pub(super) async fn run(global: &Global, verb: PolicyVerb) -> anyhow::Result<Exi
     match verb {
         PolicyVerb::Test(args) => test(global, &args).await,
         PolicyVerb::Compile(args) => compile(global, &args).await,
+        PolicyVerb::Counters(args) => counters(global, &args).await,
     }
 }
 
@@ -251,6 +268,46 @@ async fn compile(global: &Global, args: &CompileArgs) -> anyhow::Result<ExitCode
             }
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn counters(global: &Global, args: &CountersArgs) -> anyhow::Result<ExitCode> {
+    let mut rows: Vec<RuleCount> = global.client().fetch("/v1/policy/counters").await?;
+    rows.retain(|row| {
+        args.name
+            .as_ref()
+            .is_none_or(|text| row.rule.contains(text.as_str()))
+            && (!args.nonzero || row.packets > 0)
+    });
+    if emit_structured(args.output.form, &rows)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if rows.is_empty() {
+        emit_line("no rule to show");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Columns::new([
+        "policy",
+        "direction",
+        "rule",
+        "action",
+        "packets",
+        "bytes",
+        "source",
+    ]);
+    for row in rows {
+        let number = row.number.map(|number| number.to_string());
+        table.row([
+            row.policy.unwrap_or_else(|| format!("({})", row.rule)),
+            row.direction.unwrap_or_default(),
+            number.unwrap_or_default(),
+            row.action.unwrap_or_default(),
+            row.packets.to_string(),
+            row.bytes.to_string(),
+            row.source.unwrap_or_default(),
+        ]);
+    }
+    emit(&table.render());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -18,7 +18,7 @@ use crate::api::{AttachRequest, NamedPort, Workload};
 pub(super) enum WorkloadVerb {
     /// Give a network namespace an interface, an address, a route and policy
     #[command(after_help = examples::WORKLOAD_ATTACH)]
-    Attach(AttachArgs),
+    Attach(Box<AttachArgs>),
     /// Take it all away again
     Detach(DetachArgs),
     /// Workloads of this node
@@ -59,6 +59,10 @@ pub(super) struct AttachArgs {
     /// A limit or mark of its traffic, a field of qosControls such as egressPacketRate=500 or dscp=EF; may be repeated
     #[arg(long = "qos", value_name = "FIELD=VALUE")]
     qos: Vec<String>,
+    /// An address that the outside uses for it too, by translation; out of a pool, and only where floatingIPs of
+    /// FelixConfiguration is Enabled; may be repeated
+    #[arg(long = "floating-ip", value_name = "ADDRESS")]
+    floating_ips: Vec<IpAddr>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -77,7 +81,7 @@ pub(super) struct DetachArgs {
 
 pub(super) async fn run(global: &Global, verb: WorkloadVerb) -> anyhow::Result<ExitCode> {
     match verb {
-        WorkloadVerb::Attach(args) => attach(global, args).await?,
+        WorkloadVerb::Attach(args) => attach(global, *args).await?,
         WorkloadVerb::Detach(args) => detach(global, &args).await?,
         WorkloadVerb::List(args) => list(global, &args).await?,
     }
@@ -102,6 +106,7 @@ async fn attach(global: &Global, args: AttachArgs) -> anyhow::Result<()> {
             .collect::<anyhow::Result<_>>()?,
         service_account: args.service_account,
         qos: qos(&args.qos)?,
+        floating_ips: args.floating_ips,
     };
     let workload: Workload = global.client().post("/v1/workloads", &request).await?;
     if !emit_structured(output, &workload)? {

@@ -55,6 +55,7 @@ fn socket_router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/routes", get(kernel_routes))
         .route("/v1/flows", get(super::flows::serve))
         .route("/v1/trace", post(super::trace::serve))
+        .route("/v1/policy/counters", get(super::counters::serve))
         .merge(crate::bgp::api::router())
         .merge(public_routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))

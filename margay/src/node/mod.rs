@@ -19,6 +19,7 @@ pub(crate) mod api;
 pub mod autodetect;
 mod cluster;
 mod copy;
+mod counters;
 mod flows;
 pub(crate) mod metrics;
 mod peering;

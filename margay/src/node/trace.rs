@@ -5,7 +5,9 @@
 //! when the answer is given, when the caller goes away, and with the next daemon when this one is killed.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use axum::Json;
@@ -16,9 +18,12 @@ use axum::response::{IntoResponse as _, Response};
 use felix::config::{AgentConfig, TABLE};
 use felix::nft::{PlacedRule, Tracer};
 use felix::sys::conntrack::{Conntrack, Wanted};
+use felix::sys::links;
+use felix::sys::probe;
+use felix::sys::rtnl::Rtnl;
 use felix::trace::{Event, Reader, Verdict, chains};
 use policy::model::{Model, PolicyKey};
-use policy::packet::{Direction, Packet, Protocol};
+use policy::packet::{Direction, Icmp, Packet, Protocol};
 use tokio::time::Instant;
 
 use super::Daemon;
@@ -62,6 +67,7 @@ pub(super) async fn serve(State(daemon): State<Arc<Daemon>>, body: Bytes) -> Res
         .await
         .map_err(|error| failed("the work was cut short", &error))?
         .map_err(|error| failed("cannot read tracked connections", &error))?;
+    let mut sent = None;
     let packet = if request.wait_seconds == 0 {
         None
     } else {
@@ -71,7 +77,7 @@ pub(super) async fn serve(State(daemon): State<Arc<Daemon>>, body: Bytes) -> Res
             .tracer()
             .ok_or_else(|| unavailable("the agent has not started"))?;
         let mut reader = Reader::open().map_err(|error| failed("traces cannot be heard", &error))?;
-        let packet = Packet {
+        let mut packet = Packet {
             src: request.from,
             dst: request.to,
             protocol: Protocol(request.protocol),
@@ -79,12 +85,26 @@ pub(super) async fn serve(State(daemon): State<Arc<Daemon>>, body: Bytes) -> Res
             dst_port: request.port,
             icmp: None,
         };
+        let sender = if request.send {
+            fill(&mut packet, &request).map_err(bad)?;
+            Some(sender(&daemon, request.from).await.map_err(bad)?)
+        } else {
+            None
+        };
         let wait = Duration::from_secs(request.wait_seconds.into());
         let trace = (tracer.begin(chains(&packet), wait + WAY).await)
             .map_err(|error| failed("cannot have packets traced", &error))?
             .ok_or_else(|| {
                 unavailable("another trace is running, or the table is not written yet; try again")
             })?;
+        if let Some(sender) = sender {
+            let what = format!("{packet}, from {sender}");
+            tokio::task::spawn_blocking(move || probe::send(&packet, sender.interface.as_deref()))
+                .await
+                .map_err(|error| failed("the work was cut short", &error))?
+                .map_err(|error| Failure(StatusCode::CONFLICT, error.to_string()))?;
+            sent = Some(what);
+        }
         let events = follow(&mut reader, wait)
             .await
             .map_err(|error| failed("traces cannot be heard", &error))?;
@@ -103,9 +123,81 @@ pub(super) async fn serve(State(daemon): State<Arc<Daemon>>, body: Bytes) -> Res
     Ok(Json(Traced {
         node,
         connections,
+        sent,
         packet,
     })
     .into_response())
+}
+
+/// Makes the packet one that can be sent; and known again, by a source port that nobody uses just now.
+fn fill(packet: &mut Packet, request: &TraceRequest) -> Result<(), String> {
+    match packet.protocol {
+        Protocol::TCP | Protocol::UDP => {
+            packet
+                .dst_port
+                .ok_or("a packet to send needs a destination port")?;
+            packet.src_port = packet.src_port.or_else(|| Some(unused_port()));
+        }
+        Protocol::ICMP | Protocol::ICMPV6 => {
+            let echo = if packet.src.is_ipv4() { 8 } else { 128 };
+            let (kind, code) = request.icmp.unwrap_or((echo, 0));
+            packet.icmp = Some(Icmp { kind, code });
+        }
+        other => return Err(format!("{other}: only TCP, UDP and ICMP packets are sent")),
+    }
+    Ok(())
+}
+
+/// An ephemeral port (RFC 6335 §6), another one each time: with one that was used a moment ago, the packet would belong to a
+/// connection that was accepted before.
+fn unused_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let step = NEXT.fetch_add(1, Ordering::Relaxed);
+    let seed = std::process::id() as u16;
+    49152 + seed.wrapping_mul(31).wrapping_add(step.wrapping_mul(7)) % 16384
+}
+
+/// Where a packet is sent from.
+struct Sender {
+    name: String,
+    /// The host's side of the workload's interface; `None`: the host itself.
+    interface: Option<String>,
+}
+
+impl std::fmt::Display for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.interface {
+            Some(interface) => write!(f, "the namespace of {} (behind {interface})", self.name),
+            None => write!(f, "this host"),
+        }
+    }
+}
+
+/// Who sends by this address: a workload of this node, or the node. For anybody else nothing is sent.
+async fn sender(daemon: &Arc<Daemon>, address: IpAddr) -> Result<Sender, String> {
+    let status = daemon.agent().status();
+    let workload = (status.endpoints.iter()).find(|(_, endpoint)| endpoint.addresses.contains(&address));
+    if let Some((id, endpoint)) = workload {
+        return Ok(Sender {
+            name: id.to_string(),
+            interface: Some(endpoint.interface.clone()),
+        });
+    }
+    let own = tokio::task::spawn_blocking(|| links::own_addresses(&mut Rtnl::open()?))
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    if own.contains(&address) {
+        return Ok(Sender {
+            name: daemon.node().to_owned(),
+            interface: None,
+        });
+    }
+    Err(format!(
+        "{address} is neither a workload of node {} nor an address of it: packets are sent only from where they would come from; \
+         ask on the node that has it",
+        daemon.node()
+    ))
 }
 
 /// The events of the first packet that comes.
@@ -192,7 +284,7 @@ async fn named(
 }
 
 /// The policy, rule number and place in a file that a rule's comment names: `NetworkPolicy shop/web ingress 3 Deny`.
-fn place(model: &Model, comment: &str) -> Option<(String, usize, Option<String>)> {
+pub(super) fn place(model: &Model, comment: &str) -> Option<(String, usize, Option<String>)> {
     let mut words = comment.rsplitn(4, ' ');
     let _action = words.next()?;
     let number: usize = words.next()?.parse().ok()?;

@@ -22,8 +22,8 @@ use felix::sys::veth;
 use ipnetwork::IpNetwork;
 use policy::model::{EndpointId, Qos};
 use policy::resource::{
-    Action, ClusterInformationSpec, IpPoolSpec, Kind, NodeSpec, Object, ObjectMeta, ProfileSpec, QosControls,
-    Rule, WorkloadEndpointName, WorkloadEndpointPort, WorkloadEndpointSpec,
+    Action, ClusterInformationSpec, IpNat, IpPoolSpec, Kind, NodeSpec, Object, ObjectMeta, ProfileSpec,
+    QosControls, Rule, WorkloadEndpointName, WorkloadEndpointPort, WorkloadEndpointSpec,
 };
 
 use super::Daemon;
@@ -33,6 +33,8 @@ use crate::api::{AttachRequest, Workload};
 pub(super) const ORCHESTRATOR: &str = "margay";
 /// What begins the labels that a namespace's profile lends to endpoints.
 const NAMESPACE_PREFIX: &str = "pcns.";
+/// What problems with floating addresses begin with.
+const FLOATING_FIELD: &str = "spec.ipNATs";
 /// How long policy and route may take to be in the kernel.
 const READY: Duration = Duration::from_secs(15);
 
@@ -148,7 +150,12 @@ fn check_qos(qos: Option<&QosControls>) -> Result<(), WorkloadError> {
     let Some(qos) = qos else { return Ok(()) };
     let (_, wrong) = Qos::read(qos);
     let unknown = qos.other.keys().next();
-    let unknown = unknown.map(|field| (field.as_str(), "is not limited here".to_owned()));
+    let unknown = unknown.map(|field| {
+        (
+            field.as_str(),
+            "bandwidth is not limited here; packet rates are".to_owned(),
+        )
+    });
     match wrong.into_iter().next().or(unknown) {
         Some((field, message)) => Err(WorkloadError::Invalid(format!("qos: {field}: {message}"))),
         None => Ok(()),
@@ -247,6 +254,7 @@ impl Daemon {
             mac: Some(mac_text(names.mac)),
             service_account_name: request.service_account.clone(),
             qos_controls: request.qos.clone(),
+            ip_nats: floating(&request.floating_ips, &addresses)?,
             ports: (!request.ports.is_empty())
                 .then(|| named_ports(request))
                 .transpose()?,
@@ -279,6 +287,7 @@ impl Daemon {
                 )));
             }
         }
+        self.refuse_unused_floating(&names.id)?;
         tracing::info!(endpoint = %names.id, iface = names.host_interface, "workload attached");
         Ok(Workload {
             namespace: request.namespace.clone(),
@@ -290,6 +299,18 @@ impl Daemon {
             labels: request.labels.clone(),
             ready: true,
         })
+    }
+
+    /// A floating address that the agent does not use is an error: whoever asked for it would wait for packets.
+    fn refuse_unused_floating(&self, id: &EndpointId) -> Result<(), WorkloadError> {
+        let object = format!("WorkloadEndpoint {id}");
+        let status = self.agent().status();
+        let unused = (status.problems.iter())
+            .find(|problem| problem.object == object && problem.message.starts_with(FLOATING_FIELD));
+        match unused {
+            Some(problem) => Err(WorkloadError::Conflict(problem.message.clone())),
+            None => Ok(()),
+        }
     }
 
     /// What an attach that failed did is undone, last first. What cannot be undone is logged; the next attach or
@@ -611,6 +632,27 @@ fn mod_revision(metadata: &ObjectMeta) -> u64 {
 
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Each floating address with the address that it stands for.
+fn floating(wanted: &[IpAddr], own: &[IpNetwork]) -> Result<Option<Vec<IpNat>>, WorkloadError> {
+    let nats = wanted.iter().map(|external| {
+        let same = own
+            .iter()
+            .map(IpNetwork::ip)
+            .find(|own| own.is_ipv4() == external.is_ipv4());
+        let internal_ip = same.ok_or_else(|| {
+            WorkloadError::Invalid(format!(
+                "floating address {external}: the workload has no address of its IP version"
+            ))
+        })?;
+        Ok(IpNat {
+            internal_ip,
+            external_ip: *external,
+        })
+    });
+    let nats: Vec<IpNat> = nats.collect::<Result<_, WorkloadError>>()?;
+    Ok((!nats.is_empty()).then_some(nats))
 }
 
 fn named_ports(request: &AttachRequest) -> Result<Vec<WorkloadEndpointPort>, WorkloadError> {

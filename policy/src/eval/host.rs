@@ -198,11 +198,27 @@ pub fn evaluate_passage(
     passage: Passage<'_>,
     packet: &Packet,
 ) -> PassageDecision {
+    evaluate_translated(model, failsafe, passage, packet, packet)
+}
+
+/// Asks all stages on the packet's way through a host that translates the destination of what comes in: `untracked` and
+/// `preDNAT` see the packet as it `arrived`, all others the `packet` that it is then.
+pub fn evaluate_translated(
+    model: &Model,
+    failsafe: &Failsafe,
+    passage: Passage<'_>,
+    arrived: &Packet,
+    packet: &Packet,
+) -> PassageDecision {
     let mut stages = Vec::new();
     for (name, direction, chain) in passage.chains() {
         let Some(name) = name else { continue };
         for stage in chain {
-            let decision = evaluate_host(model, failsafe, name, *stage, direction, packet);
+            let seen = match stage {
+                Stage::Untracked | Stage::PreDnat => arrived,
+                Stage::Forward | Stage::Normal => packet,
+            };
+            let decision = evaluate_host(model, failsafe, name, *stage, direction, seen);
             let outcome = decision.outcome;
             stages.push((name.to_owned(), *stage, direction, decision));
             match outcome {

@@ -17,7 +17,7 @@ use crate::packet::{Direction, IpVersion, Packet};
 
 pub use host::{
     HostDecider, HostDecision, Outcome, Passage, PassageDecision, Place, evaluate_host, evaluate_passage,
-    passages,
+    evaluate_translated, passages,
 };
 
 /// The answer, and how it came about.

@@ -44,6 +44,20 @@ pub(super) fn by_address(model: &Model, address: IpAddr) -> Option<&Endpoint> {
         .map(AsRef::as_ref)
 }
 
+/// The endpoint that has the floating address on a node that translates such, with that address and its own one. What is
+/// somebody's own address is no floating one.
+pub(super) fn by_floating<'m>(model: &'m Model, text: &str) -> Option<(&'m Endpoint, IpAddr, IpAddr)> {
+    let address = text.parse::<IpAddr>().ok()?;
+    if by_address(model, address).is_some() {
+        return None;
+    }
+    model.endpoints.values().find_map(|endpoint| {
+        let internal = endpoint.floating.get(&address)?;
+        let is_real = endpoint.addresses.contains(internal) && model.has_floating(&endpoint.node);
+        is_real.then_some((endpoint.as_ref(), address, *internal))
+    })
+}
+
 /// The endpoint by whatever people call it, the most exact name first: `namespace/endpoint`, `namespace/workload`, the
 /// name of the endpoint, of the workload, of the interface.
 ///

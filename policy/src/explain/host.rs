@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Decider, PolicyReport, Resolved, TierReport, decider, reports, show, staged_reports};
-use crate::eval::{HostDecider, HostDecision, Outcome, evaluate_passage, passages};
+use crate::eval::{HostDecider, HostDecision, Outcome, evaluate_translated, passages};
 use crate::model::{HostEndpoint, Model, Stage};
 use crate::packet::{Direction, Packet};
 
@@ -42,17 +42,24 @@ pub struct HostCheck {
     pub advice: Vec<String>,
 }
 
-/// How the packet meets nodes on its way.
+/// How the packet meets nodes on its way; the receiver's node makes `received` of what was `sent`.
 pub(super) fn checks<'m>(
     model: &'m Model,
     from: &Resolved<'m>,
     to: &Resolved<'m>,
-    packet: &Packet,
+    [sent, received]: [&Packet; 2],
 ) -> Vec<HostCheck> {
     let mut checks = Vec::new();
     for (host, passage) in passages(model, from.place(), to.place()) {
         let failsafe = model.failsafe(&host.node);
-        for (_, stage, direction, decision) in evaluate_passage(model, &failsafe, passage, packet).stages {
+        let is_receivers = Some(host.node.as_str()) == to.place().node();
+        let then = if is_receivers { received } else { sent };
+        let said = evaluate_translated(model, &failsafe, passage, sent, then);
+        for (_, stage, direction, decision) in said.stages {
+            let packet = match stage {
+                Stage::Untracked | Stage::PreDnat => sent,
+                Stage::Forward | Stage::Normal => then,
+            };
             checks.push(check(model, host, stage, direction, &decision, packet));
         }
     }

@@ -8,13 +8,14 @@ mod find;
 mod host;
 mod show;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::eval::{DecidedBy, Outcome, Place, Step, evaluate, rule_matches};
 use crate::model::{
-    Action, Endpoint, EndpointId, HostEndpoint, Model, Origin, Policy, PolicyKey, Rule, TierEnd,
+    Action, Endpoint, EndpointId, HostEndpoint, Model, Origin, Policy, PolicyKey, Rule, SetKey, TierEnd,
 };
 use crate::packet::{Direction, Icmp, IpVersion, Packet, Protocol};
 
@@ -77,7 +78,7 @@ fn only(version: &Option<IpVersion>) -> String {
 pub struct Explanation {
     /// Whether the packet passes every check there is.
     pub allowed: bool,
-    /// The packet that was judged.
+    /// The packet that was judged, as it is sent.
     pub packet: Packet,
     /// Who sends it.
     pub from: End,
@@ -98,8 +99,11 @@ pub struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct End {
-    /// Its address.
+    /// Its address, by which it was asked for.
     pub address: IpAddr,
+    /// The endpoint's own address, where the other is a floating one; policy at the endpoint sees this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub translated: Option<IpAddr>,
     /// The workload endpoint with that address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<EndpointId>,
@@ -200,6 +204,9 @@ pub struct RuleReport {
     /// File and line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Origin>,
+    /// What was written down beside it (`metadata.annotations`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<String, String>,
     /// Of a rule that matched: every field. Of one that did not: the fields that do not hold.
     pub facts: Vec<Fact>,
 }
@@ -209,7 +216,16 @@ pub struct RuleReport {
 /// # Errors
 /// [`QueryError`] when the question cannot be turned into a packet.
 pub fn explain(model: &Model, query: &Query) -> Result<Explanation, QueryError> {
-    let (from, to) = (resolve(model, &query.from)?, resolve(model, &query.to)?);
+    let from = resolve(model, &query.from)?;
+    let to = match find::by_floating(model, &query.to) {
+        Some((endpoint, external, internal)) => Resolved {
+            endpoint: Some(endpoint),
+            host: None,
+            only: Some(internal),
+            floating: Some(external),
+        },
+        None => resolve(model, &query.to)?,
+    };
     let wanted = |version: &IpVersion| query.ip_version.is_none_or(|only| only == *version);
     let pair = |version| Some((from.address(version)?, to.address(version)?));
     let Some((src, dst)) = IpVersion::BOTH.into_iter().filter(wanted).find_map(pair) else {
@@ -220,23 +236,48 @@ pub fn explain(model: &Model, query: &Query) -> Result<Explanation, QueryError> 
             asked: query.ip_version,
         });
     };
-    let packet = packet(query, src, dst)?;
-    let check = |end: &Resolved<'_>, direction| end.endpoint.map(|e| check(model, e, direction, &packet));
-    let egress = check(&from, Direction::Egress);
-    // A host reaches its own workloads unpoliced.
-    let is_own = |host: &HostEndpoint| to.endpoint.is_some_and(|workload| workload.node == host.node);
-    let ingress = check(&to, Direction::Ingress).filter(|_| !from.host.is_some_and(is_own));
-    let hosts = host::checks(model, &from, &to, &packet);
+    let received = packet(query, src, dst)?;
+    // The receiver's node translates a floating address, for what its own workloads send too.
+    let packet = Packet {
+        dst: to.floating.unwrap_or(dst),
+        ..received
+    };
+    let is_here = from.place().node().is_some() && from.place().node() == to.place().node();
+    let at_sender = if is_here { &received } else { &packet };
+    let check = |end: &Resolved<'_>, direction, packet: &Packet| {
+        end.endpoint
+            .map(|endpoint| check(model, endpoint, direction, packet))
+    };
+    let egress = check(&from, Direction::Egress, at_sender);
+    // A host reaches its own workloads unpoliced, whether it has host endpoints or is known by its node's addresses alone.
+    let is_own = |workload: &Endpoint| {
+        from.host.is_some_and(|host| host.node == workload.node)
+            || from.endpoint.is_none() && is_of_node(model, &workload.node, src)
+    };
+    let ingress = check(&to, Direction::Ingress, &received).filter(|_| !to.endpoint.is_some_and(is_own));
+    let hosts = host::checks(model, &from, &to, [&packet, &received]);
     let by_hosts = hosts.iter().all(|check| check.outcome != Outcome::Deny);
     Ok(Explanation {
         allowed: egress.iter().chain(&ingress).all(|check| check.allowed) && by_hosts,
         packet,
         from: end(model, &from, src),
-        to: end(model, &to, dst),
+        to: End {
+            translated: to.floating.map(|_| dst),
+            ..end(model, &to, packet.dst)
+        },
         egress,
         ingress,
         hosts,
     })
+}
+
+/// Whether it is an address of the node.
+fn is_of_node(model: &Model, node: &str, address: IpAddr) -> bool {
+    let key = SetKey::Node {
+        node: node.to_owned(),
+    };
+    let set = model.sets.get(&key);
+    set.is_some_and(|set| set.nets.iter().any(|net| net.ip() == address))
 }
 
 /// An end of the packet before the family is chosen.
@@ -244,8 +285,10 @@ struct Resolved<'m> {
     endpoint: Option<&'m Endpoint>,
     /// The host itself, by a host endpoint that expects the address.
     host: Option<&'m HostEndpoint>,
-    /// The address, where the question gave one.
+    /// The address, where the question gave one; the one that it stands for, where that was a floating one.
     only: Option<IpAddr>,
+    /// The floating address that the question gave.
+    floating: Option<IpAddr>,
 }
 
 impl<'m> Resolved<'m> {
@@ -280,6 +323,7 @@ fn resolve<'m>(model: &'m Model, text: &str) -> Result<Resolved<'m>, QueryError>
             endpoint,
             host: host.filter(|_| endpoint.is_none()),
             only: Some(address),
+            floating: None,
         });
     }
     match (find_endpoint(model, text), model.host_endpoints.get(text)) {
@@ -287,11 +331,13 @@ fn resolve<'m>(model: &'m Model, text: &str) -> Result<Resolved<'m>, QueryError>
             endpoint: None,
             host: Some(host),
             only: None,
+            floating: None,
         }),
         (found, _) => Ok(Resolved {
             endpoint: Some(found?),
             host: None,
             only: None,
+            floating: None,
         }),
     }
 }
@@ -302,6 +348,7 @@ fn end(model: &Model, resolved: &Resolved<'_>, address: IpAddr) -> End {
         .map(|endpoint| format!("WorkloadEndpoint {}", endpoint.id));
     End {
         address,
+        translated: None,
         endpoint: resolved.endpoint.map(|endpoint| endpoint.id.clone()),
         node: resolved
             .endpoint
@@ -468,6 +515,7 @@ fn policy_report(model: &Model, key: &PolicyKey, direction: Direction, packet: &
             action: rule.action,
             matched,
             source: rule_origin(origin, rule),
+            notes: rule.notes.clone(),
             facts,
         };
         if matched && rule.action != Action::Log {

@@ -146,6 +146,9 @@ impl fmt::Display for Explanation {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.address)?;
+        if let Some(own) = self.translated {
+            write!(f, "  floating address of {own}")?;
+        }
         if let Some(endpoint) = &self.endpoint {
             write!(f, "  endpoint {endpoint}")?;
         }
@@ -255,8 +258,17 @@ fn write_rule(f: &mut fmt::Formatter<'_>, indent: &str, rule: &RuleReport) -> fm
     )?;
     let facts: Vec<&str> = rule.facts.iter().map(|fact| fact.text.as_str()).collect();
     if facts.is_empty() {
-        writeln!(f, ": it matches every packet")
+        writeln!(f, ": it matches every packet")?;
     } else {
-        writeln!(f, ": {}", facts.join("; "))
+        writeln!(f, ": {}", facts.join("; "))?;
     }
+    for (key, note) in &rule.notes {
+        // A note of several lines stays behind its rule.
+        writeln!(
+            f,
+            "{indent}    note {key}: {}",
+            note.trim().replace('\n', &format!("\n{indent}      "))
+        )?;
+    }
+    Ok(())
 }

@@ -21,9 +21,9 @@ pub use diagnostic::Diagnostic;
 use crate::kubernetes;
 use crate::kubernetes::cluster::{self, CLUSTER_POLICY_VERSION};
 use crate::nearest::nearest;
-use crate::path::Path;
+use crate::path::{self, Path};
 use crate::resource::shape::{Described, FieldShape, ObjectShape, Shape};
-use crate::resource::{API_VERSION, Kind, Object, ObjectMeta, ProfileSpec, Resource, Source};
+use crate::resource::{self, API_VERSION, Kind, Object, ObjectMeta, ProfileSpec, Resource, Source};
 use crate::tree::{self, Data, Node, Position};
 use crate::validate::{self, Problem};
 use strict::Found;
@@ -100,7 +100,7 @@ impl Manifest {
             }
             if let Some(annotations) = annotations.as_object_mut() {
                 annotations.insert(
-                    crate::resource::SOURCE_ANNOTATION.to_owned(),
+                    resource::SOURCE_ANNOTATION.to_owned(),
                     source.to_annotation().into(),
                 );
             }
@@ -365,7 +365,11 @@ impl<'a> Reader<'a> {
             paths.push(misfit.path);
         }
         for (at, path) in found.not_honoured {
-            let message = "the field is kept, and has no effect here".to_owned();
+            let field = match path.steps().last() {
+                Some(path::Step::Key(name)) => name.as_str(),
+                _ => "",
+            };
+            let message = resource::why_not_honoured(field).to_owned();
             let warning = self.diagnostic(at, &path, message, None);
             self.out.warnings.push(warning);
         }

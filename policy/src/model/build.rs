@@ -98,7 +98,7 @@ impl Model {
                 Resource::Node(object) => builder.node(&object.metadata, &object.spec),
                 Resource::FelixConfiguration(object) => {
                     let asked = Asked::of(&object.spec);
-                    (builder.model.failsafes).insert(object.metadata.name.clone(), asked);
+                    (builder.model.configurations).insert(object.metadata.name.clone(), asked);
                 }
                 _ => {}
             }
@@ -447,6 +447,7 @@ impl Builder {
                 self.problem(key.kind.as_str(), metadata, format!("{field}[{index}]"), message);
                 Rule {
                     broken: true,
+                    notes: rules::notes(spec),
                     ..Rule::any(action)
                 }
             });
@@ -547,8 +548,10 @@ impl Builder {
             .or_else(|| spec.workload.clone())
             .unwrap_or_default();
         let qos = self.qos(metadata, spec.qos_controls.as_ref());
+        let nats = spec.ip_nats.iter().flatten();
         let endpoint = Endpoint {
             qos,
+            floating: nats.map(|nat| (nat.external_ip, nat.internal_ip)).collect(),
             node: spec.node.clone().unwrap_or_default(),
             workload,
             interface,
@@ -576,7 +579,7 @@ impl Builder {
             self.problem(kind, metadata, format!("spec.qosControls.{field}"), message);
         }
         for field in spec.iter().flat_map(|spec| spec.other.keys()) {
-            let message = "the field is kept, and has no effect here";
+            let message = resource::why_not_honoured(field);
             self.problem(kind, metadata, format!("spec.qosControls.{field}"), message);
         }
         if spec.is_none_or(|spec| spec.dscp.is_none()) {

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{HostEndpoint, Model, Policy, Problem};
 use crate::packet::{Direction, IpVersion, Packet, Protocol};
-use crate::resource::{FelixConfigurationSpec, ProtoPort};
+use crate::resource::{FelixConfigurationSpec, ProtoPort, Switch};
 
 /// The interface name that stands for all interfaces that no other host endpoint claims.
 pub const ALL_INTERFACES: &str = "*";
@@ -168,11 +168,12 @@ pub fn belongs_to_the_link(stage: Stage, packet: &Packet) -> bool {
         && packet.icmp.is_some_and(|icmp| LINK_ICMPV6.contains(&icmp.kind))
 }
 
-/// The lists that one FelixConfiguration names.
+/// What one FelixConfiguration says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Asked {
     inbound: Option<Vec<FailsafePort>>,
     outbound: Option<Vec<FailsafePort>>,
+    floating: Option<bool>,
 }
 
 impl Asked {
@@ -188,6 +189,7 @@ impl Asked {
         Self {
             inbound: ports(&configuration.failsafe_inbound_host_ports),
             outbound: ports(&configuration.failsafe_outbound_host_ports),
+            floating: configuration.floating_ips.map(|switch| switch == Switch::Enabled),
         }
     }
 
@@ -236,9 +238,18 @@ impl HostInterfaces {
 }
 
 impl Model {
+    /// Whether a node translates the floating addresses of its workloads: `floatingIPs` of the FelixConfiguration
+    /// `node.<name>`, else of `default`.
+    pub fn has_floating(&self, node: &str) -> bool {
+        let asked = |name: &str| self.configurations.get(name)?.floating;
+        asked(&format!("node.{node}"))
+            .or_else(|| asked("default"))
+            .unwrap_or(false)
+    }
+
     /// The failsafe ports of a node: those of the FelixConfiguration `node.<name>`, else of `default`, else Calico's.
     pub fn failsafe(&self, node: &str) -> Failsafe {
-        let named = |name: &str| self.failsafes.get(name).cloned().unwrap_or_default();
+        let named = |name: &str| self.configurations.get(name).cloned().unwrap_or_default();
         named(&format!("node.{node}")).over(&named("default"))
     }
 

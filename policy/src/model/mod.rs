@@ -58,8 +58,8 @@ pub struct Model {
     pub policies: SortedMap<PolicyKey, Arc<Policy>>,
     /// Profiles by name.
     pub profiles: BTreeMap<String, Profile>,
-    /// What FelixConfigurations say of failsafe ports, by name.
-    failsafes: BTreeMap<String, host::Asked>,
+    /// What FelixConfigurations say of failsafe ports and floating addresses, by name.
+    configurations: BTreeMap<String, host::Asked>,
 }
 
 /// A workload's interface.
@@ -85,6 +85,8 @@ pub struct Endpoint {
     pub allowed_spoofed: BTreeSet<IpNetwork>,
     /// Limits of its traffic.
     pub qos: Qos,
+    /// Addresses that the outside uses for it, each with the one of its own that it stands for (`ipNATs`).
+    pub floating: BTreeMap<IpAddr, IpAddr>,
 }
 
 /// An interface of a host, or all of them: policy for the host's own traffic and for what it forwards.
@@ -302,6 +304,8 @@ pub struct Rule {
     pub broken: bool,
     /// Line of the rule in the file of the policy's origin.
     pub line: Option<u32>,
+    /// Notes of whoever wrote it (`metadata.annotations`); they decide nothing.
+    pub notes: BTreeMap<String, String>,
 }
 
 impl Rule {
@@ -318,6 +322,7 @@ impl Rule {
             destination: Peer::default(),
             broken: false,
             line: None,
+            notes: BTreeMap::new(),
         }
     }
 }

@@ -78,6 +78,16 @@ api_object! {
     }
 }
 
+/// What a field that is kept and changes nothing means for whoever wrote it.
+pub fn why_not_honoured(field: &str) -> &'static str {
+    if BANDWIDTH.contains(&field) {
+        "the field is kept, and bandwidth is NOT limited: that takes traffic control (tc), which is not written here. \
+         Packet rates (ingressPacketRate, egressPacketRate) and connection limits are enforced"
+    } else {
+        "the field is kept, and has no effect here"
+    }
+}
+
 /// Fields of [`QosControls`] that would need traffic control, which is not written here.
 const BANDWIDTH: &[&str] = &[
     "ingressBandwidth",

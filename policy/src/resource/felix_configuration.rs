@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::bgp::{BgpLogSeverity, Switch};
-use super::scalar::{Duration, Port, Protocol};
+use super::scalar::{Duration, Port, Protocol, Rate};
 use super::shape::{api_enum, api_object};
 
 api_enum! {
@@ -141,6 +141,13 @@ api_object! {
         "natOutgoingExclusions" nat_outgoing_exclusions: Option<NatOutgoingExclusions>,
         /// One-to-one NAT of outside addresses; `Disabled`.
         "floatingIPs" floating_ips: Option<Switch>,
+        /// Whether connections that policy forbids since they began are cut; `Enabled`. Of our own: Calico has no such field.
+        "cutDeniedConnections" cut_denied_connections: Option<Switch>,
+        /// How often each `Log` rule tells of a packet, as `10/second`, `100/minute`, `5/hour` or `1/day`; a hundred times
+        /// a second.
+        "logActionRateLimit" log_action_rate_limit: Option<Rate>,
+        /// How many packets in a row each `Log` rule tells of before that rate counts, 0–9999; 5.
+        "logActionRateLimitBurst" log_action_rate_limit_burst: Option<u16>,
         /// Prefix of records that `Log` rules write; `calico-packet`.
         "logPrefix" log_prefix: Option<String>,
         /// Least severity that is logged; `Info`.
@@ -173,13 +180,11 @@ pub const NOT_HONOURED: &[&str] = &[
     "deviceRouteSourceAddressIPv6",
     "disableConntrackInvalidCheck",
     "externalNodesList",
-    "floatingIPs",
     "healthEnabled",
     "healthHost",
     "healthPort",
     "interfacePrefix",
     "interfaceRefreshInterval",
-    "iptablesFilterDenyAction",
     "ipv4NormalRoutePriority",
     "ipv6NormalRoutePriority",
     "ipv6Support",
@@ -190,7 +195,6 @@ pub const NOT_HONOURED: &[&str] = &[
     "natPortRange",
     "netlinkTimeout",
     "nftablesFilterAllowAction",
-    "nftablesFilterDenyAction",
     "nftablesRefreshInterval",
     "prometheusMetricsEnabled",
     "prometheusMetricsHost",
@@ -295,8 +299,6 @@ pub const NOT_HONOURED: &[&str] = &[
     "kubeNodePortRanges",
     "liveMigrationRouteConvergenceTime",
     "localSubnetL2Reachability",
-    "logActionRateLimit",
-    "logActionRateLimitBurst",
     "logDebugFilenameRegex",
     "logFilePath",
     "logSeverityFile",

@@ -43,7 +43,7 @@ pub use network_policy::*;
 pub use node::*;
 pub use node_status::*;
 pub use rule::*;
-pub use scalar::{AsNumber, Duration, Port, Protocol, ScalarError, is_port_name};
+pub use scalar::{AsNumber, Duration, Per, Port, Protocol, Rate, ScalarError, is_port_name};
 pub use stored::Stored;
 
 use kind::KindInfo;

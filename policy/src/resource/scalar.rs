@@ -353,6 +353,100 @@ impl Described for Duration {
     }
 }
 
+/// So many times in a second, minute, hour or day: `10/second`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    number: u16,
+    per: Per,
+}
+
+/// The unit of a [`Rate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Per {
+    /// A second.
+    Second,
+    /// A minute.
+    Minute,
+    /// An hour.
+    Hour,
+    /// A day.
+    Day,
+}
+
+impl Rate {
+    /// How many times, 1–9999.
+    pub fn number(self) -> u16 {
+        self.number
+    }
+
+    /// In what time.
+    pub fn per(self) -> Per {
+        self.per
+    }
+}
+
+impl FromStr for Rate {
+    type Err = ScalarError;
+
+    fn from_str(text: &str) -> Result<Self, ScalarError> {
+        let parts = text.split_once('/').and_then(|(number, unit)| {
+            // No sign and no zeros in front, so that the text is the same when it is written again.
+            let number = Some(number)
+                .filter(|number| is_digits(number) && !number.starts_with('0'))
+                .and_then(|number| number.parse().ok())
+                .filter(|number| (1..=9999).contains(number))?;
+            let per = match unit {
+                "second" => Per::Second,
+                "minute" => Per::Minute,
+                "hour" => Per::Hour,
+                "day" => Per::Day,
+                _ => return None,
+            };
+            Some(Self { number, per })
+        });
+        parts.ok_or_else(|| {
+            ScalarError::new(format!(
+                "{text:?} is not a rate: a number from 1 to 9999 with a unit, such as 10/second, 100/minute, 5/hour or 1/day"
+            ))
+        })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.per {
+            Per::Second => "second",
+            Per::Minute => "minute",
+            Per::Hour => "hour",
+            Per::Day => "day",
+        };
+        write!(f, "{}/{unit}", self.number)
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+impl Described for Rate {
+    fn shape() -> Shape {
+        Shape::Text {
+            what: "a rate",
+            check: |text| check::<Self>(text),
+        }
+    }
+}
+
 fn check<T: FromStr<Err = ScalarError>>(text: &str) -> Result<(), String> {
     text.parse::<T>().map(drop).map_err(|e| e.to_string())
 }

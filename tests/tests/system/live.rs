@@ -1,12 +1,14 @@
 //! What `margay explain --live` says of packets that go through a real table.
 
+use std::net::IpAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use margay_tests::harness::{Case, until};
 use serde_json::Value;
 
-use crate::rig::Rig;
+use crate::rig::{Member, Rig};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![Case::new("explain_live_follows_packets_through_the_kernel", followed).needs(&["nft"])]
@@ -43,6 +45,125 @@ fn live(rig: &Rig, send: &dyn Fn() -> anyhow::Result<()>, more: &[&str]) -> anyh
     })
 }
 
+/// The rule that denied pings has counted them, and the one that nobody used has not.
+fn counted(rig: &Rig) -> anyhow::Result<()> {
+    let text = rig.margay("h1", &["policy", "counters", "default/shy", "-o", "json"])?;
+    let rows: Vec<Value> = serde_json::from_str(&text)?;
+    let packets =
+        |number: u64| -> Option<u64> { rows.iter().find(|row| row["number"] == number)?["packets"].as_u64() };
+    ensure!(
+        rows.len() == 2 && packets(1) == Some(0) && packets(2) > Some(0),
+        "{rows:#?}"
+    );
+    ensure!(
+        rows.iter()
+            .all(|row| row["policy"] == "NetworkPolicy default/shy" && row["direction"] == "ingress"),
+        "{rows:#?}"
+    );
+    let people = rig.margay("h1", &["policy", "counters", "default/shy", "--nonzero"])?;
+    let line = people.lines().nth(1).context("a row")?;
+    let words: Vec<&str> = line.split_whitespace().take(5).collect();
+    ensure!(
+        words == ["NetworkPolicy", "default/shy", "ingress", "2", "Deny"],
+        "{people}"
+    );
+    Ok(())
+}
+
+/// Packets that are sent for the question: from the workload, to whatever end.
+fn sends(rig: &Rig) -> anyhow::Result<()> {
+    let ask = |from: &str, more: &[&str]| -> anyhow::Result<Value> {
+        let args = [
+            "explain", "--from", from, "--to", "b", "--live", "--send", "-o", "json",
+        ];
+        let text = rig.margay("h1", &[&args, more].concat())?;
+        serde_json::from_str(&text).context("JSON")
+    };
+    for v6 in [&[][..], &["-6"]] {
+        for (more, passes) in [
+            (&["--proto", "udp", "--port", "9"][..], true),
+            (&["--proto", "tcp", "--port", "9"], false),
+            // ICMPv6 is denied by the tier's end, ICMP by a rule.
+            (&["--proto", "icmp"], false),
+        ] {
+            let answer = ask("a", &[more, v6].concat())?;
+            let packet = &answer["kernel"]["packet"];
+            ensure!(
+                answer["allowed"] == passes
+                    && answer["agrees"] == true
+                    && packet["dropped"] == !passes
+                    && packet["established"] == false
+                    && answer["kernel"]["sent"]
+                        .as_str()
+                        .is_some_and(|sent| sent.contains("the namespace of default/")),
+                "{more:?} {v6:?}: {answer:#}"
+            );
+        }
+    }
+    // From the host itself, which may always talk to its workloads.
+    let answer = ask("192.0.2.1", &["--proto", "tcp", "--port", "9"])?;
+    ensure!(
+        answer["kernel"]["packet"]["dropped"] == false
+            && answer["kernel"]["sent"]
+                .as_str()
+                .is_some_and(|sent| sent.ends_with("from this host")),
+        "{answer:#}"
+    );
+    // What would have to be forged is not sent, and neither is what has no simple first packet.
+    for (from, proto, why) in [
+        ("198.51.100.1", "tcp", "neither a workload of node"),
+        ("a", "sctp", "only TCP, UDP and ICMP packets are sent"),
+    ] {
+        let refused = rig.margay_fails(
+            "h1",
+            &[
+                "explain", "--from", from, "--to", "b", "--proto", proto, "--port", "9", "--live", "--send",
+            ],
+        )?;
+        ensure!(refused.contains(why), "{refused}");
+    }
+    Ok(())
+}
+
+/// A conversation that policy allowed and then forbids is shown as cut.
+fn cut(rig: &Rig, a: &Member, to: IpAddr) -> anyhow::Result<()> {
+    rig.margay("h1", &["delete", "networkpolicy", "shy"])?;
+    until("the policy is gone", || Ok(a.pings(to)?.then_some(())))?;
+    let mut talk = a.inside.command("ping");
+    talk.args(["-n", "-q", "-i", "0.2", &to.to_string()]);
+    let mut talk = talk.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let connections = || -> anyhow::Result<Vec<Value>> {
+        let words = [
+            "explain", "--from", "a", "--to", "b", "--proto", "icmp", "--live", "--wait", "0s", "-o", "json",
+        ];
+        let answer: Value = serde_json::from_str(&rig.margay("h1", &words)?)?;
+        Ok(answer["kernel"]["connections"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default())
+    };
+    let outcome = (|| {
+        until("they talk", || {
+            let found = connections()?;
+            let talks = |one: &Value| one["state"] == "REPLIED" && one["cut"] == false;
+            Ok(found.iter().any(talks).then_some(()))
+        })?;
+        rig.apply(POLICY)?;
+        until("the connection is cut", || {
+            Ok(connections()?.iter().any(|one| one["cut"] == true).then_some(()))
+        })?;
+        let words = [
+            "explain", "--from", "a", "--to", "b", "--proto", "icmp", "--live", "--wait", "0s",
+        ];
+        let text = rig.margay("h1", &words)?;
+        ensure!(text.contains("CUT because policy forbids it"), "{text}");
+        Ok(())
+    })();
+    talk.kill()?;
+    talk.wait()?;
+    outcome
+}
+
 fn followed() -> anyhow::Result<()> {
     let mut rig = Rig::one()?;
     let (a, b) = (rig.attach("h1", "a", "x")?, rig.attach("h1", "b", "shy")?);
@@ -75,6 +196,10 @@ fn followed() -> anyhow::Result<()> {
             && steps.iter().any(|step| step["chain"] == "fwd-from"),
         "{closed:#}"
     );
+
+    counted(&rig)?;
+    sends(&rig)?;
+    cut(&rig, &a, to)?;
 
     // Nothing is left of it in the table, and a packet that does not come is no error.
     let none = rig.margay(

@@ -4,6 +4,7 @@ mod attach;
 mod calicoctl;
 mod cluster;
 mod daemon;
+mod floating;
 mod flows;
 mod kill;
 mod lab;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             lab::cases(),
             routers::cases(),
             spoof::cases(),
+            floating::cases(),
             flows::cases(),
             live::cases(),
         ]

@@ -282,14 +282,23 @@ impl Rig {
 
     /// The same for a namespace that is there.
     pub(crate) fn attach_existing(&self, host: &str, inside: Workload, role: &str) -> anyhow::Result<Member> {
+        self.attach_as(host, inside, role, &[])
+    }
+
+    /// The same with more words.
+    pub(crate) fn attach_as(
+        &self,
+        host: &str,
+        inside: Workload,
+        role: &str,
+        more: &[&str],
+    ) -> anyhow::Result<Member> {
         let label = format!("role={role}");
         let name = inside.name();
-        let answer = self.margay(
-            host,
-            &[
-                "workload", "attach", name, "--netns", name, "--label", &label, "-o", "json",
-            ],
-        )?;
+        let words = [
+            "workload", "attach", name, "--netns", name, "--label", &label, "-o", "json",
+        ];
+        let answer = self.margay(host, &[&words, more].concat())?;
         Ok(Member {
             inside,
             addresses: addresses_in(&answer)?,

@@ -6,14 +6,15 @@
 //! four bytes: where nft has two ways, both list the same, and we take the one it takes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use super::super::netlink::Buffer;
 use super::super::ruleset::implied::Known;
 use super::super::ruleset::{
-    CtStates, Element, Field, Limit, Log, MarkSource, Match, Op, RateUnit, Reject, Rule, Statement, Value,
-    Verdict, merged, ranges,
+    CtStates, Element, End, Field, Limit, Log, MarkSource, Match, Op, RateUnit, Reject, Rule, Statement,
+    Value, Verdict, merged, ranges,
 };
 use super::{
     ORDER_BIG, ORDER_HOST, SET_ANONYMOUS, SET_CONSTANT, SET_INTERVAL, SET_MAP, SetElement, interval_elements,
@@ -222,7 +223,30 @@ impl Encoder {
             }
             Statement::NoTrack => self.buffer.nest(1, |b| b.text(1, "notrack")),
             Statement::Masquerade => self.expression("masq", |_| {}),
+            Statement::Translate { end, to } => self.translate(*end, *to),
         }
+    }
+
+    fn translate(&mut self, end: End, to: IpAddr) {
+        // `NFTA_NAT_TYPE`: `NFT_NAT_SNAT`, `NFT_NAT_DNAT`.
+        let kind = match end {
+            End::Source => 0,
+            End::Destination => 1,
+        };
+        let (family, address) = match to {
+            IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
+            IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
+        };
+        self.expression("immediate", |b| {
+            b.be32(1, REG_1);
+            b.nest(2, |b| b.bytes(1, &address));
+        });
+        // `NFTA_NAT_FAMILY`, `NFTA_NAT_REG_ADDR_MIN`.
+        self.expression("nat", |b| {
+            b.be32(1, kind);
+            b.be32(2, family.cast_unsigned());
+            b.be32(3, REG_1);
+        });
     }
 
     /// Two comparisons of neighbouring bytes in one, as nft does for ports and for ICMP type and code.

@@ -245,6 +245,7 @@ impl Table {
                     | Statement::InlineVerdictMap { .. }
                     | Statement::Reject(_)
                     | Statement::Masquerade
+                    | Statement::Translate { .. }
             );
         }
         Ok(())
@@ -292,7 +293,8 @@ impl Table {
             | Statement::Reject(_)
             | Statement::NoTrack
             | Statement::Trace
-            | Statement::Masquerade => Ok(()),
+            | Statement::Masquerade
+            | Statement::Translate { .. } => Ok(()),
         }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Base, Chain, ChainType, Hook, Invalid, Map, Match, Object, Reject, Rule, Statement, Table, Verdict,
+    Base, Chain, ChainType, End, Hook, Invalid, Map, Match, Object, Reject, Rule, Statement, Table, Verdict,
 };
 
 /// Chains on one way, base chain included, that the kernel walks (`NFT_JUMP_STACK_SIZE`).
@@ -151,7 +151,10 @@ pub(crate) fn map_leads_nowhere_new(before: &Map, after: &Map) -> bool {
 fn is_limited(statement: &Statement) -> bool {
     matches!(
         statement,
-        Statement::Masquerade | Statement::Reject(_) | Statement::Match(Match::ReversePath { .. })
+        Statement::Masquerade
+            | Statement::Translate { .. }
+            | Statement::Reject(_)
+            | Statement::Match(Match::ReversePath { .. })
     )
 }
 
@@ -181,6 +184,13 @@ fn targets<'a>(table: &'a Table, rule: &'a Rule) -> impl Iterator<Item = &'a str
 fn fits(statement: &Statement, base: Base) -> bool {
     match statement {
         Statement::Masquerade => base.kind == ChainType::Nat && base.hook == Hook::Postrouting,
+        Statement::Translate { end, .. } => {
+            let hooks = match end {
+                End::Source => [Hook::Postrouting, Hook::Input],
+                End::Destination => [Hook::Prerouting, Hook::Output],
+            };
+            base.kind == ChainType::Nat && hooks.contains(&base.hook)
+        }
         Statement::Reject(Reject::PortUnreachable | Reject::AdminProhibited | Reject::TcpReset) => {
             base.hook != Hook::Postrouting
         }

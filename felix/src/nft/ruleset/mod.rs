@@ -30,6 +30,7 @@ mod text;
 mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -450,6 +451,23 @@ pub enum Statement {
     Trace,
     /// Replaces the source address by the one of the outgoing interface. Only in nat postrouting.
     Masquerade,
+    /// `snat ip to a`, `dnat ip6 to a`: replaces an address of the connection by this one. Only in chains of type nat
+    /// where that end is still to be chosen, and only for packets of the address's family: match that before.
+    Translate {
+        /// Which address.
+        end: End,
+        /// What it becomes.
+        to: IpAddr,
+    },
+}
+
+/// One of the addresses of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// Where it comes from.
+    Source,
+    /// Where it goes.
+    Destination,
 }
 
 impl From<Match> for Statement {

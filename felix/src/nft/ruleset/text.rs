@@ -7,8 +7,8 @@ use std::fmt::{Display, Formatter, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
-    Base, Chain, ChainType, CtStates, Element, Field, Hook, KeyType, Limit, Log, Map, MarkSource, Match, Op,
-    Policy, RateUnit, Reject, Rule, Set, Statement, Table, Value, Verdict,
+    Base, Chain, ChainType, CtStates, Element, End, Field, Hook, KeyType, Limit, Log, Map, MarkSource, Match,
+    Op, Policy, RateUnit, Reject, Rule, Set, Statement, Table, Value, Verdict,
 };
 
 impl Display for Table {
@@ -179,6 +179,13 @@ impl Display for Statement {
             Statement::Trace => f.write_str("meta nftrace set 1"),
             Statement::NoTrack => f.write_str("notrack"),
             Statement::Masquerade => f.write_str("masquerade"),
+            Statement::Translate { end, to } => {
+                let verb = match end {
+                    End::Source => "snat",
+                    End::Destination => "dnat",
+                };
+                write!(f, "{verb} {} to {to}", if to.is_ipv4() { "ip" } else { "ip6" })
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Rules and selectors, read: what a field means, or what is wrong with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::IpNetwork;
 
@@ -60,6 +60,12 @@ pub(super) fn policy_selector(spec: &PolicySpec<'_>) -> Parsed<PeerSelector> {
     })
 }
 
+/// What was written down beside a rule.
+pub(super) fn notes(spec: &resource::Rule) -> BTreeMap<String, String> {
+    let metadata = spec.metadata.as_ref();
+    (metadata.and_then(|metadata| metadata.annotations.clone())).unwrap_or_default()
+}
+
 /// Reads one rule; the error says what is wrong with it.
 pub(super) fn rule(action: Action, spec: &resource::Rule, namespace: Option<&str>) -> Result<Rule, String> {
     if spec.http.is_some() {
@@ -107,6 +113,7 @@ pub(super) fn rule(action: Action, spec: &resource::Rule, namespace: Option<&str
         destination: peer(spec.destination.as_ref())?,
         broken: false,
         line: None,
+        notes: notes(spec),
     })
 }
 
