@@ -171,10 +171,12 @@ fn message(key: &Key) -> RouteMessage {
     message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
     message.header.tos = key.tos;
     message.header.table = u8::try_from(key.table).unwrap_or(libc::RT_TABLE_UNSPEC);
-    message.attributes = vec![
+    // And room for a gateway and its interface.
+    message.attributes = Vec::with_capacity(5);
+    message.attributes.extend([
         RouteAttribute::Destination(key.prefix.network().into()),
         RouteAttribute::Table(key.table),
         RouteAttribute::Priority(key.metric),
-    ];
+    ]);
     message
 }

@@ -63,6 +63,9 @@ impl Class {
 /// Routes written at a time; their messages are in memory together.
 const WRITTEN: usize = 1024;
 
+/// So many routes are walked over as fast as one is searched for, about.
+const WALKED: usize = 16;
+
 /// Where a route leads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
@@ -204,6 +207,12 @@ impl Wishes {
 /// A target in the kernel's terms, or what it waits for.
 type Resolved = Result<Arc<Path>, String>;
 
+/// What targets come to, and what the last one that was looked up comes to.
+type Known<'a> = (
+    &'a mut HashMap<Arc<Target>, Resolved>,
+    &'a mut Option<(Arc<Target>, Resolved)>,
+);
+
 /// Desired and actual routes.
 #[derive(Debug, Default)]
 pub struct RouteTable {
@@ -212,6 +221,8 @@ pub struct RouteTable {
     /// What of ours is in the kernel, as far as we know.
     actual: BTreeMap<Key, Arc<Path>>,
     targets: Pool<Target>,
+    /// What [`RouteTable::want_shared`] was given last, and what the pool has for it.
+    last_target: Option<(Arc<Target>, Arc<Target>)>,
     paths: Pool<Path>,
     /// Prefixes whose two sides may differ.
     dirty: BTreeSet<IpNetwork>,
@@ -243,6 +254,23 @@ impl RouteTable {
     /// Wants (or, without a target, no longer wants) a route.
     pub fn want(&mut self, prefix: IpNetwork, class: Class, target: Option<Target>) {
         let target = target.map(|target| self.targets.share(target));
+        self.want_known(prefix, class, target);
+    }
+
+    /// As [`RouteTable::want`], for callers that tell many routes to the same target one after another.
+    pub fn want_shared(&mut self, prefix: IpNetwork, class: Class, target: Option<&Arc<Target>>) {
+        let target = target.map(|target| match &self.last_target {
+            Some((given, known)) if Arc::ptr_eq(given, target) => Arc::clone(known),
+            _ => {
+                let known = self.targets.share_same(target);
+                self.last_target = Some((Arc::clone(target), Arc::clone(&known)));
+                known
+            }
+        });
+        self.want_known(prefix, class, target);
+    }
+
+    fn want_known(&mut self, prefix: IpNetwork, class: Class, target: Option<Arc<Target>>) {
         let changed = match (self.wanted.get_mut(&prefix), target) {
             (None, None) => false,
             (None, target) => {
@@ -375,19 +403,26 @@ impl RouteTable {
 
     /// The routes to delete: the first half of the work.
     pub fn removals(&self) -> Vec<Key> {
-        self.dirty
-            .iter()
-            .flat_map(|prefix| self.actual_of(*prefix))
-            .filter(|(key, path)| {
-                let wanted = **key == Key::ours(key.prefix) && self.wanted.contains_key(&key.prefix);
-                let held = match path.has_gateway() {
-                    true => self.hold_learned,
-                    false => self.hold_local,
-                };
-                !(wanted || held)
-            })
-            .map(|(key, _)| *key)
-            .collect()
+        let unwanted = |(key, path): &(&Key, &Arc<Path>)| {
+            let wanted = **key == Key::ours(key.prefix) && self.wanted.contains_key(&key.prefix);
+            let held = match path.has_gateway() {
+                true => self.hold_learned,
+                false => self.hold_local,
+            };
+            !(wanted || held)
+        };
+        if self.dirty.len() > self.actual.len() / WALKED {
+            // Both are in order: one walk beside each other is cheaper than a search for each.
+            let mut dirty = self.dirty.iter().peekable();
+            let changed = self.actual.iter().filter(|(key, _)| {
+                while dirty.next_if(|prefix| **prefix < key.prefix).is_some() {}
+                dirty.peek().is_some_and(|prefix| **prefix == key.prefix)
+            });
+            changed.filter(unwanted).map(|(key, _)| *key).collect()
+        } else {
+            let changed = self.dirty.iter().flat_map(|prefix| self.actual_of(*prefix));
+            changed.filter(unwanted).map(|(key, _)| *key).collect()
+        }
     }
 
     fn actual_of(&self, prefix: IpNetwork) -> impl Iterator<Item = (&Key, &Arc<Path>)> {
@@ -443,48 +478,18 @@ impl RouteTable {
         links: &Links,
         now: impl Fn(Class) -> bool,
     ) -> Result<Done, Error> {
-        let mut plan = Vec::new();
         // What a target comes to now, for as many routes as lead there.
         let mut resolved: HashMap<Arc<Target>, Resolved> = HashMap::new();
         let mut last: Option<(Arc<Target>, Resolved)> = None;
-        for prefix in std::mem::take(&mut self.dirty) {
-            let winner = self.wanted.get(&prefix).and_then(Wishes::winner);
-            let Some((class, target)) = winner else {
-                if self.actual_of(prefix).next().is_none() {
-                    self.failed.remove(&prefix);
-                }
-                continue;
-            };
-            let allowed = now(class);
-            if last.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, target)) {
-                let path = resolved
-                    .entry(Arc::clone(target))
-                    .or_insert_with(|| resolve(target, links).map(|path| self.paths.share(path)));
-                last = Some((Arc::clone(target), path.clone()));
-            }
-            let path = match &last {
-                Some((_, Ok(path))) => path,
-                Some((_, Err(reason))) => {
-                    self.failed.insert(prefix, reason.clone());
-                    continue;
-                }
-                None => continue,
-            };
-            let key = Key::ours(prefix);
-            match self.actual.get(&key) {
-                Some(actual) if Arc::ptr_eq(actual, path) || actual.satisfies(path) => {
-                    self.failed.remove(&prefix);
-                }
-                _ if !allowed => {
-                    self.dirty.insert(prefix);
-                }
-                actual => plan.push((key, Arc::clone(path), actual.is_some())),
-            }
-        }
         let mut done = Done::default();
-        let mut plan = plan.into_iter().peekable();
-        while plan.peek().is_some() {
-            let part: Vec<_> = plan.by_ref().take(WRITTEN).collect();
+        let mut rest = std::mem::take(&mut self.dirty).into_iter().peekable();
+        while rest.peek().is_some() {
+            let mut part = Vec::new();
+            while part.len() < WRITTEN
+                && let Some(prefix) = rest.next()
+            {
+                part.extend(self.plan(prefix, links, &now, (&mut resolved, &mut last)));
+            }
             let messages = part
                 .iter()
                 .map(|(key, path, exists)| kernel::write_message(key, path, *exists))
@@ -492,13 +497,57 @@ impl RouteTable {
             match rtnl.batch(messages) {
                 Ok(outcomes) => done.written += self.written(part, outcomes),
                 Err(error) => {
-                    self.dirty
-                        .extend(part.into_iter().chain(plan).map(|(key, ..)| key.prefix));
+                    self.dirty.extend(part.into_iter().map(|(key, ..)| key.prefix));
+                    self.dirty.extend(rest);
                     return Err(error);
                 }
             }
         }
         Ok(done)
+    }
+
+    /// What is to be written for a prefix, and whether there is a route of ours under that key.
+    fn plan(
+        &mut self,
+        prefix: IpNetwork,
+        links: &Links,
+        now: impl Fn(Class) -> bool,
+        (resolved, last): Known<'_>,
+    ) -> Option<(Key, Arc<Path>, bool)> {
+        let winner = self.wanted.get(&prefix).and_then(Wishes::winner);
+        let Some((class, target)) = winner else {
+            if self.actual_of(prefix).next().is_none() {
+                self.failed.remove(&prefix);
+            }
+            return None;
+        };
+        let allowed = now(class);
+        if last.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, target)) {
+            let path = resolved
+                .entry(Arc::clone(target))
+                .or_insert_with(|| resolve(target, links).map(|path| self.paths.share(path)));
+            *last = Some((Arc::clone(target), path.clone()));
+        }
+        let path = match last {
+            Some((_, Ok(path))) => path,
+            Some((_, Err(reason))) => {
+                self.failed.insert(prefix, reason.clone());
+                return None;
+            }
+            None => return None,
+        };
+        let key = Key::ours(prefix);
+        match self.actual.get(&key) {
+            Some(actual) if Arc::ptr_eq(actual, path) || actual.satisfies(path) => {
+                self.failed.remove(&prefix);
+                None
+            }
+            _ if !allowed => {
+                self.dirty.insert(prefix);
+                None
+            }
+            actual => Some((key, Arc::clone(path), actual.is_some())),
+        }
     }
 
     /// Takes in what became of routes; tells how many were written.

@@ -28,15 +28,26 @@ impl<T> Pool<T> {
 impl<T: Eq + Hash> Pool<T> {
     /// The one copy of a value.
     pub(super) fn share(&mut self, value: T) -> Arc<T> {
-        if let Some(known) = self.values.get(&value) {
-            return Arc::clone(known);
+        match self.values.get(&value) {
+            Some(known) => Arc::clone(known),
+            None => self.keep(Arc::new(value)),
         }
+    }
+
+    /// The one copy of a value that somebody has already; that one, when it is new.
+    pub(super) fn share_same(&mut self, value: &Arc<T>) -> Arc<T> {
+        match self.values.get(value) {
+            Some(known) => Arc::clone(known),
+            None => self.keep(Arc::clone(value)),
+        }
+    }
+
+    fn keep(&mut self, value: Arc<T>) -> Arc<T> {
         if self.values.len() >= self.sweep_at {
             self.values.retain(|value| Arc::strong_count(value) > 1);
             self.values.shrink_to(self.values.len() * 2);
             self.sweep_at = (self.values.len() * 2).max(Self::FIRST_SWEEP);
         }
-        let value = Arc::new(value);
         self.values.insert(Arc::clone(&value));
         value
     }

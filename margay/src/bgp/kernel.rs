@@ -4,16 +4,17 @@
 //! Batches coalesce: what has arrived while the last was written is one netlink batch. Nobody watches the kernel here; links
 //! and routes are looked at anew every [`AUDIT`], and what somebody removed meanwhile is written again.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bgpd::RouteChange;
-use felix::agent::NextHop;
 use felix::routetable::{self, Class, Links, RouteTable, Target};
 use felix::sys::links;
 use felix::sys::rtnl::{Error, Rtnl};
+use ipnetwork::IpNetwork;
 
 /// How often the kernel is compared with what it should have.
 const AUDIT: Duration = Duration::from_secs(30);
@@ -21,7 +22,8 @@ const AUDIT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
 
 enum Told {
-    Changes(Vec<RouteChange>),
+    /// Prefixes, and where they lead now; the same target is mostly the same allocation.
+    Changes(Vec<(IpNetwork, Option<Arc<Target>>)>),
     InSync,
 }
 
@@ -54,8 +56,29 @@ impl Kernel {
     }
 
     pub(super) fn change(&self, changes: Vec<RouteChange>) {
+        // Many may wait for the kernel: next hops are kept once for all of a batch.
+        let mut targets: HashMap<Vec<bgpd::NextHop>, Arc<Target>> = HashMap::new();
+        let mut last: Option<(Vec<bgpd::NextHop>, Arc<Target>)> = None;
+        let mut target_of = |hops: Vec<bgpd::NextHop>| {
+            if hops.is_empty() {
+                return None;
+            }
+            if let Some((known, target)) = &last
+                && *known == hops
+            {
+                return Some(Arc::clone(target));
+            }
+            let target = targets.entry(hops.clone()).or_insert_with(|| {
+                let hops = hops.iter().cloned().map(super::to_kernel).collect();
+                Arc::new(Target::NextHops(hops))
+            });
+            last = Some((hops, Arc::clone(target)));
+            Some(Arc::clone(target))
+        };
+        let changes = changes.into_iter();
+        let changes = changes.map(|change| (change.prefix, target_of(change.next_hops)));
         // The thread ends only with the process.
-        drop(self.told.send(Told::Changes(changes)));
+        drop(self.told.send(Told::Changes(changes.collect())));
     }
 
     /// Everything that peers had to say is said: what is left of an earlier speaker goes.
@@ -108,12 +131,15 @@ impl Writer {
     fn take(&mut self, told: Told) {
         match told {
             Told::Changes(changes) => {
-                for change in changes {
-                    let hops: BTreeSet<NextHop> =
-                        change.next_hops.into_iter().map(super::to_kernel).collect();
-                    self.names_interfaces |= hops.iter().any(|hop| hop.interface.is_some());
-                    let target = (!hops.is_empty()).then_some(Target::NextHops(hops));
-                    self.routes.want(change.prefix, Class::Learned, target);
+                let mut last = None;
+                for (prefix, target) in &changes {
+                    if let Some(Target::NextHops(hops)) = target.as_deref()
+                        && last.is_none_or(|last| !std::ptr::eq(last, hops))
+                    {
+                        self.names_interfaces |= hops.iter().any(|hop| hop.interface.is_some());
+                        last = Some(hops);
+                    }
+                    self.routes.want_shared(*prefix, Class::Learned, target.as_ref());
                 }
             }
             Told::InSync => self.routes.learned_in_sync(),
