@@ -4,6 +4,7 @@
 
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -16,11 +17,19 @@ pub enum Style {
 
 /// Starts logging with a level (`info`) or a filter (`warn,bgpd=debug`). A second call changes nothing.
 pub fn init(filter: &str, style: Style) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("log filter {filter:?} is not valid"))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    // A level alone, which is what daemons have, needs nothing of what a filter of many parts does.
+    if let Ok(level) = filter.parse::<LevelFilter>() {
+        let builder = builder.with_max_level(level);
+        let _ = match style {
+            Style::Text => builder.with_ansi(ansi).try_init(),
+            Style::Json => builder.json().flatten_event(true).try_init(),
+        };
+        return Ok(());
+    }
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("log filter {filter:?} is not valid"))?;
+    let builder = builder.with_env_filter(filter);
     let _ = match style {
         Style::Text => builder.with_ansi(ansi).try_init(),
         Style::Json => builder.json().flatten_event(true).try_init(),

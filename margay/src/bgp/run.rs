@@ -9,8 +9,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use axum::Router;
+use axum::serve::Listener;
 use bgpd::Event;
 use bgpd::net::Handle;
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::api::{self, HasSpeaker};
@@ -78,12 +81,11 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         install = speaker.install,
         "speaker started"
     );
-    let routes: Router = api::router().with_state(Alone(Arc::clone(&handle)));
     if let Some(listener) = metrics_listener {
         let routes: Router = metrics::router().with_state(Alone(Arc::clone(&handle)));
         tokio::spawn(async move { axum::serve(listener, routes).await });
     }
-    let mut served = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let mut served = tokio::spawn(serve(listener, Alone(Arc::clone(&handle))));
     let ended = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
@@ -109,6 +111,37 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let _ = handle.shutdown(true).await;
     let _ = std::fs::remove_file(&options.socket);
     ended
+}
+
+/// Answers the command line. What that needs is made, and its code touched, only when somebody asks: most speakers run for
+/// months before.
+async fn serve(mut listener: UnixListener, speaker: Alone) -> std::io::Result<()> {
+    let first = Listener::accept(&mut listener).await;
+    let routes: Router = api::router().with_state(speaker);
+    let first = Some(first);
+    axum::serve(Begun { first, listener }, routes).await
+}
+
+/// A listener whose first connection was taken before it was served.
+struct Begun {
+    first: Option<(UnixStream, SocketAddr)>,
+    listener: UnixListener,
+}
+
+impl Listener for Begun {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
+        match self.first.take() {
+            Some(first) => first,
+            None => Listener::accept(&mut self.listener).await,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<Speaker> {

@@ -160,8 +160,49 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// A daemon's verb by itself.
+#[derive(Debug, Parser)]
+struct Alone<A: Args> {
+    #[command(flatten)]
+    global: Global,
+    #[command(flatten)]
+    args: A,
+}
+
+/// Daemons live long, and what a process touched at its start stays with it: building the tree of all verbs would be two
+/// megabytes for ever. So the words of these two are parsed alone. Whatever is not understood so goes the long way, which says what is wrong.
+fn daemon(words: &[OsString]) -> Option<anyhow::Result<ExitCode>> {
+    let (verb, rest) = words.get(1..)?.split_at_checked(2)?;
+    let alone = std::iter::once(OsString::from("margay")).chain(rest.iter().cloned());
+    if verb == ["bgp", "run"] {
+        let Alone { global, args } = Alone::try_parse_from(alone).ok()?;
+        Some(bgp::run_speaker(&global, &args))
+    } else if verb == ["node", "run"] {
+        let Alone { global, args } = Alone::try_parse_from(alone).ok()?;
+        Some(node::run_daemon(&global, &args))
+    } else {
+        None
+    }
+}
+
 /// Runs the program with these words and returns its exit status.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = words.into_iter().collect();
+    match daemon(&words) {
+        Some(ended) => exit(ended),
+        None => any(words),
+    }
+}
+
+fn exit(ended: anyhow::Result<ExitCode>) -> ExitCode {
+    ended.unwrap_or_else(|error| {
+        eprintln!("margay: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[inline(never)]
+fn any(words: Vec<OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => {
@@ -170,13 +211,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(status);
         }
     };
-    match run(cli) {
-        Ok(status) => status,
-        Err(error) => {
-            eprintln!("margay: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(run(cli))
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
