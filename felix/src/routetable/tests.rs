@@ -182,3 +182,35 @@ fn a_link_that_is_down_takes_its_next_hop_away_and_not_the_route() {
     let none: Links = [link("eth2", 4, false)].into();
     assert!(resolve(&target, &none).is_err());
 }
+
+/// Where much has changed the two sides are walked beside each other, where little has each is searched for: the same comes out.
+#[test]
+fn removals_are_the_same_by_walk_and_by_search() {
+    let routes = |range: std::ops::Range<u8>| range.map(|host| net(&format!("10.0.{host}.0/24")));
+    let path = Path::via([(None, 7)]);
+    let found: Vec<_> = routes(0..200)
+        .flat_map(|prefix| {
+            let other = Key {
+                metric: 5,
+                ..Key::ours(prefix)
+            };
+            [(Key::ours(prefix), path.clone()), (other, path.clone())]
+        })
+        .collect();
+    let mut table = RouteTable::new();
+    let target = Arc::new(device("eth0"));
+    for prefix in routes(0..150) {
+        table.want_shared(prefix, Class::Local, Some(&target));
+    }
+    assert_eq!(table.targets.share(device("eth0")), target);
+    table.adopt(found);
+    let all = table.removals();
+    // Everything at a strange metric, and what nobody wants.
+    assert_eq!(all.len(), 200 + 50);
+    let some: BTreeSet<IpNetwork> = routes(145..155).chain([net("10.9.0.0/24")]).collect();
+    assert!(some.len() <= table.actual.len() / WALKED);
+    let expected: Vec<Key> = all.into_iter().filter(|key| some.contains(&key.prefix)).collect();
+    table.dirty = some;
+    assert_eq!(table.removals(), expected);
+    assert_eq!(expected.len(), 10 + 5);
+}
