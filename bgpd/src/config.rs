@@ -399,6 +399,9 @@ pub struct PeerConfig {
     pub address: IpAddr,
     /// The link it is on, for a link-local address and for one to be found out.
     pub interface: Option<String>,
+    /// The interface that its routes go through, for the filter rules that ask for one; `interface` when absent. Whoever
+    /// configures the speaker knows it: the speaker itself does not look at the system's routes.
+    pub device: Option<String>,
     /// Where it listens.
     pub port: u16,
     /// Which AS it may be.
@@ -467,6 +470,7 @@ impl PeerConfig {
             description: String::new(),
             address,
             interface: None,
+            device: None,
             port: 179,
             asn,
             local_asn: None,
@@ -505,6 +509,11 @@ impl PeerConfig {
             interface: Some(interface.into()),
             ..Self::new(name, Ipv6Addr::UNSPECIFIED.into(), asn)
         }
+    }
+
+    /// The interface that its routes go through, as far as that was said.
+    pub fn routes_through(&self) -> Option<&str> {
+        self.device.as_deref().or(self.interface.as_deref())
     }
 
     /// Whether it is not yet known where the peer is.

@@ -349,12 +349,15 @@ async fn a_wrong_as_is_told_to_both() {
     let received = event(&mut pair.two_events, |e| match e {
         Event::PeerState {
             reason: Some(reason), ..
-        } => (reason == "received OPEN Message Error/Bad Peer AS").then_some(()),
+        } => {
+            (reason == "received OPEN Message Error/Bad Peer AS: we said that we are AS 65002").then_some(())
+        }
         _ => None,
     });
     received.await;
+    let wanted = "sent OPEN Message Error/Bad Peer AS: it is AS 65002, and AS 65009 is configured";
     let told = async {
-        while row(&pair.one).await.last_error.as_deref() != Some("sent OPEN Message Error/Bad Peer AS") {
+        while row(&pair.one).await.last_error.as_deref() != Some(wanted) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

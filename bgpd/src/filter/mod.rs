@@ -8,8 +8,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+mod pattern;
+
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+
+pub use pattern::InterfacePattern;
 
 use crate::wire::ExtendedCommunity;
 
@@ -99,6 +103,8 @@ pub struct Rule {
     pub prefix: Option<PrefixMatch>,
     /// On where the route came from.
     pub source: Option<RouteSource>,
+    /// On the interface that routes of the peer it was learned from go through. A route of our own has none.
+    pub interface: Option<InterfacePattern>,
     /// On the type of the peer the filter is applied to.
     pub peer_type: Option<PeerType>,
     /// All of these communities are present.
@@ -119,6 +125,7 @@ impl Rule {
         Self {
             prefix: None,
             source: None,
+            interface: None,
             peer_type: None,
             communities: BTreeSet::new(),
             as_path_prefix: Vec::new(),
@@ -131,6 +138,10 @@ impl Rule {
     fn matches(&self, route: &RouteView<'_>) -> bool {
         self.prefix.as_ref().is_none_or(|p| p.matches(&route.prefix))
             && self.source.is_none_or(|s| s == route.source)
+            && self
+                .interface
+                .as_ref()
+                .is_none_or(|pattern| route.interface.is_some_and(|name| pattern.matches(name)))
             && self.peer_type.is_none_or(|t| t == route.peer_type)
             && self
                 .communities
@@ -162,6 +173,8 @@ pub struct RouteView<'a> {
     pub attributes: &'a dyn AttributeView,
     /// Where it came from.
     pub source: RouteSource,
+    /// The interface that routes of the peer it was learned from go through, where that is known.
+    pub interface: Option<&'a str>,
     /// What the peer is whose filter this is.
     pub peer_type: PeerType,
 }
@@ -280,6 +293,8 @@ pub enum Operation {
     SetLocalPref(u32),
     /// Sets MULTI_EXIT_DISC.
     SetMed(u32),
+    /// On export: gives ourselves as the next hop, whatever the peer's [`NextHopMode`](crate::config::NextHopMode) says.
+    NextHopSelf,
 }
 
 /// A standard (RFC 1997), large (RFC 8092) or extended (RFC 4360) community.

@@ -38,6 +38,7 @@ use crate::view::State;
 use crate::wire::{AttributeError, Notification, PathAttributes, PrefixIter};
 
 pub use counters::{Counters, MessageCounts, NotificationCount};
+use negotiate::why_refused;
 pub use negotiate::{Negotiated, Opens, PeerGracefulRestart, keepalive_interval, local_open, negotiate};
 pub use session::Session;
 

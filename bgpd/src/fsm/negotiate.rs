@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::Identity;
-use crate::config::{Family, PeerConfig};
+use crate::config::{Family, PeerAs, PeerConfig};
 use crate::filter::PeerType;
 use crate::wire::{
     AFI_IPV6, AddPath, AfiSafi, Capability, DecodeContext, ExtendedNextHop, FamilyContext, GracefulRestart,
@@ -311,6 +311,43 @@ pub fn negotiate(
 }
 
 /// RFC 9234 §4.2: both roles must belong together; a peer without one is let in unless we are strict.
+/// What an operator has to know to mend a refused OPEN, where the NOTIFICATION does not say it.
+pub(super) fn why_refused(
+    config: &PeerConfig,
+    ours: &Open,
+    theirs: &Open,
+    notification: &Notification,
+) -> Option<String> {
+    if notification.code != code::OPEN_MESSAGE_ERROR {
+        return None;
+    }
+    match notification.subcode {
+        open_error::BAD_PEER_AS => {
+            let wanted = match config.asn {
+                PeerAs::Fixed(asn) => format!("AS {asn} is configured"),
+                PeerAs::External => "another AS than ours is wanted".to_owned(),
+                PeerAs::Internal => format!("our own AS {} is wanted", ours.asn),
+                PeerAs::Any => return None,
+            };
+            Some(format!("it is AS {}, and {wanted}", theirs.asn))
+        }
+        open_error::BAD_BGP_IDENTIFIER => Some(format!("its router id {} is ours", theirs.router_id)),
+        open_error::UNSUPPORTED_CAPABILITY => {
+            let wanted: Vec<String> = config.families.iter().map(ToString::to_string).collect();
+            Some(format!("it has none of {}", wanted.join(", ")))
+        }
+        open_error::ROLE_MISMATCH => {
+            let name = |role: Option<Role>| role.map_or("none".to_owned(), |role| role.to_string());
+            Some(format!(
+                "its role is {}, ours is {}",
+                name(theirs.role()),
+                name(config.role)
+            ))
+        }
+        _ => None,
+    }
+}
+
 fn check_roles(ours: Role, theirs: Option<Role>, strict: bool) -> Result<(), Notification> {
     let fits = match theirs {
         None => !strict,

@@ -9,13 +9,13 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, RefreshPhase, Retain,
-    RouteUpdate, SessionEvent, Transmit, Transport, keepalive_interval, local_open, negotiate,
+    RouteUpdate, SessionEvent, Transmit, Transport, keepalive_interval, local_open, negotiate, why_refused,
 };
 use crate::config::{Family, PeerConfig};
 use crate::view::State;
 use crate::wire::{
     DecodeContext, Disposition, Message, Notification, Open, RefreshSubtype, RouteRefresh, Update, cease,
-    code, encode_keepalive,
+    code, encode_keepalive, open_error,
 };
 
 /// RFC 4271 §8.2.2: "a HoldTimer value of 4 minutes is suggested" while the OPEN is outstanding.
@@ -552,7 +552,12 @@ impl Session {
                 negotiated.opens.received = Bytes::copy_from_slice(message);
                 Arc::new(negotiated)
             }
-            Err(notification) => return self.end(id, Ending::Sent(notification), now),
+            Err(notification) => {
+                let why = why_refused(&self.config, &connection.ours, open, &notification);
+                let why = why.map_or_else(String::new, |why| format!(": {why}"));
+                let reason = format!("sent {notification}{why}");
+                return self.end_with(id, Ending::Sent(notification), reason, now);
+            }
         };
         let local_asn = connection.ours.asn;
 
@@ -680,7 +685,15 @@ impl Session {
             Ending::Sent(notification) => format!("sent {notification}"),
             Ending::Received(notification) => {
                 self.counters.note(false, notification);
-                format!("received {notification}")
+                let bad_as = (notification.code, notification.subcode)
+                    == (code::OPEN_MESSAGE_ERROR, open_error::BAD_PEER_AS);
+                match self.connection(id).filter(|_| bad_as) {
+                    Some(connection) => format!(
+                        "received {notification}: we said that we are AS {}",
+                        connection.ours.asn
+                    ),
+                    None => format!("received {notification}"),
+                }
             }
             Ending::Silent => "stopped".to_owned(),
         };

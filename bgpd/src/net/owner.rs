@@ -88,6 +88,8 @@ struct Owner {
     watched: broadcast::Sender<Event>,
     /// The program wants route changes.
     routes_wanted: bool,
+    /// Why peers are down, as the log has it: the same again is no news.
+    logged: HashMap<String, String>,
     /// Prefixes when there were most of them since memory was last given back.
     most_prefixes: usize,
 }
@@ -125,6 +127,7 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
         random,
         watched: broadcast::Sender::new(WATCHED),
         routes_wanted: true,
+        logged: HashMap::new(),
         most_prefixes: 0,
     };
     let watched = owner.watched.clone();
@@ -225,7 +228,7 @@ impl Owner {
                 }
                 room = inboxes.events.reserve(), if has_event => {
                     if let Ok(room) = room && let Some(event) = self.speaker.poll_event() {
-                        log(&event);
+                        log(&mut self.logged, &event);
                         if self.watched.receiver_count() > 0 {
                             // The last onlooker may just have gone.
                             let _ = self.watched.send(event.clone());
@@ -236,7 +239,7 @@ impl Owner {
             }
             if !wants_events {
                 while let Some(event) = self.speaker.poll_event() {
-                    log(&event);
+                    log(&mut self.logged, &event);
                 }
             }
         }
@@ -683,7 +686,10 @@ async fn accept_loop(socket: Arc<TcpListener>, accepted: mpsc::Sender<(TcpStream
     }
 }
 
-fn log(event: &Event) {
+/// Peers whose last words are remembered for the log.
+const LOGGED: usize = 4096;
+
+fn log(logged: &mut HashMap<String, String>, event: &Event) {
     match event {
         Event::PeerState {
             peer,
@@ -692,10 +698,23 @@ fn log(event: &Event) {
             reason,
         } => {
             let reason = reason.as_deref().unwrap_or_default();
-            if *state == State::Established || !reason.is_empty() {
+            let news = if *state == State::Established {
+                logged.remove(peer);
+                true
+            } else {
+                !reason.is_empty() && logged.get(peer).is_none_or(|known| known != reason)
+            };
+            if news {
                 info!(%peer, %address, to = %state, reason, "bgp session");
             } else {
-                debug!(%peer, %address, to = %state, "bgp session");
+                debug!(%peer, %address, to = %state, reason, "bgp session");
+            }
+            if news && *state != State::Established {
+                // Ranges may have seen very many.
+                if logged.len() >= LOGGED {
+                    logged.clear();
+                }
+                logged.insert(peer.clone(), reason.to_owned());
             }
         }
         Event::InitialSync => info!("bgp in sync"),

@@ -350,7 +350,7 @@ impl Driver {
                 }
             }
             Err(error) => Transport::Failed {
-                reason: format!("cannot connect: {error}"),
+                reason: format!("cannot connect: {}", words(&error)),
             },
         };
         self.session.handle_transport(id, what, now);
@@ -420,7 +420,7 @@ impl Driver {
             self.ready = Some(id);
         }
         if let Some(error) = failure {
-            self.lost(id, &format!("connection lost: {error}"), now);
+            self.lost(id, &format!("connection lost: {}", words(&error)), now);
             return;
         }
         if progress {
@@ -462,7 +462,7 @@ impl Driver {
             Ok(0) => return self.lost(id, "the peer closed the connection", now),
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => return self.lost(id, &format!("connection lost: {error}"), now),
+            Err(error) => return self.lost(id, &format!("connection lost: {}", words(&error)), now),
         };
         beginning.copy_from_slice(&conn.begun);
         conn.begun = Vec::new();
@@ -489,5 +489,14 @@ impl Driver {
         if let Some(conn) = self.conn(id) {
             conn.begun = bytes.to_vec();
         }
+    }
+}
+
+/// What an error says, without the number that only programmers know.
+fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(end) => text.get(..end).unwrap_or(&text).to_owned(),
+        None => text,
     }
 }

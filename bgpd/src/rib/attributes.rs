@@ -195,6 +195,8 @@ pub fn apply(operations: &[Operation], attributes: &mut PathAttributes) {
             }
             Operation::SetLocalPref(value) => attributes.local_pref = Some(*value),
             Operation::SetMed(value) => attributes.med = Some(*value),
+            // Which address that is, only the export knows.
+            Operation::NextHopSelf => {}
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::config::{Family, Filter, NextHopMode};
-use crate::filter::{AttributeView, Community, PeerType, RouteSource, RouteView, Verdict};
+use crate::filter::{AttributeView, Community, Operation, PeerType, RouteSource, RouteView, Verdict};
 use crate::rib::attributes::apply;
 use crate::rib::decision::DEFAULT_LOCAL_PREF;
 use crate::wire::{self, EncodeContext, NextHop, PathAttributes, Prefix, Role};
@@ -52,7 +52,7 @@ pub struct GroupKey {
 
 /// Who a path came from, as far as export cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct Source<'a> {
     /// Originated here.
     pub local: bool,
     /// Inside or outside.
@@ -61,6 +61,8 @@ pub struct Source {
     pub rr_client: bool,
     /// Its BGP Identifier, which becomes the ORIGINATOR_ID when we reflect.
     pub router_id: u32,
+    /// The interface that its routes go through, where that is known.
+    pub device: Option<&'a str>,
 }
 
 /// Why a peer is not given a route that we use.
@@ -106,7 +108,7 @@ impl GroupKey {
         &self,
         prefix: Prefix,
         attributes: &PathAttributes,
-        source: &Source,
+        source: &Source<'_>,
     ) -> Option<Option<usize>> {
         self.verdict(prefix, attributes, source).ok()
     }
@@ -119,7 +121,7 @@ impl GroupKey {
         &self,
         prefix: Prefix,
         attributes: &PathAttributes,
-        source: &Source,
+        source: &Source<'_>,
     ) -> Result<Option<usize>, Withheld> {
         // RFC 1997. NO_EXPORT_SUBCONFED is the same as NO_EXPORT without confederations.
         if AttributeView::has_community(attributes, Community::NO_ADVERTISE) {
@@ -157,6 +159,7 @@ impl GroupKey {
             } else {
                 RouteSource::Peer
             },
+            interface: source.device,
             peer_type: self.peer_type,
         };
         match self.filter.verdict(&view) {
@@ -169,13 +172,18 @@ impl GroupKey {
     pub fn transform(
         &self,
         attributes: &PathAttributes,
-        source: &Source,
+        source: &Source<'_>,
         rule: Option<usize>,
     ) -> Option<PathAttributes> {
         let mut out = attributes.clone();
         let outside = self.peer_type == PeerType::Ebgp;
         let learned = !source.local;
-        out.next_hop = Some(self.next_hop_for(attributes, source)?);
+        let operations = self.filter.operations(rule);
+        let mode = match operations.contains(&Operation::NextHopSelf) {
+            true => NextHopMode::SelfAddress,
+            false => self.next_hop,
+        };
+        out.next_hop = Some(self.next_hop_for(mode, attributes, source)?);
         if outside {
             // RFC 4271 §5.1.2 b, §5.1.4 (MED received is not passed to a third AS), §5.1.5; RFC 4456 §8.
             if learned {
@@ -196,7 +204,7 @@ impl GroupKey {
         }
         // The filter's word comes after what the protocol changes, so that a MED it sets is the MED that is sent; a
         // prepend goes behind our own AS number, which must stay first (RFC 4271 §5.1.2).
-        apply(self.filter.operations(rule), &mut out);
+        apply(operations, &mut out);
         if outside {
             out.as_path.prepend(self.local_asn, 1);
             out.local_pref = None;
@@ -215,9 +223,14 @@ impl GroupKey {
             .then_some(out)
     }
 
-    fn next_hop_for(&self, attributes: &PathAttributes, source: &Source) -> Option<NextHop> {
+    fn next_hop_for(
+        &self,
+        mode: NextHopMode,
+        attributes: &PathAttributes,
+        source: &Source<'_>,
+    ) -> Option<NextHop> {
         let given = attributes.next_hop;
-        let keep = match self.next_hop {
+        let keep = match mode {
             NextHopMode::SelfAddress => false,
             // What we originate has a next hop only when somebody asked for one.
             NextHopMode::Keep => true,
@@ -288,24 +301,46 @@ mod tests {
         }
     }
 
-    const EBGP: Source = Source {
+    const EBGP: Source<'_> = Source {
         local: false,
         peer_type: PeerType::Ebgp,
         rr_client: false,
         router_id: 9,
+        device: None,
     };
-    const IBGP: Source = Source {
+    const IBGP: Source<'_> = Source {
         peer_type: PeerType::Ibgp,
         ..EBGP
     };
-    const CLIENT: Source = Source {
+    const CLIENT: Source<'_> = Source {
         rr_client: true,
         ..IBGP
     };
-    const LOCAL: Source = Source { local: true, ..EBGP };
+    const LOCAL: Source<'_> = Source { local: true, ..EBGP };
 
     fn prefix() -> Prefix {
         Prefix::from("10.1.0.0/24".parse::<IpNetwork>().unwrap())
+    }
+
+    #[test]
+    fn a_rule_may_ask_where_a_route_came_in_and_give_ourselves_as_its_next_hop() {
+        let mut group = key(PeerType::Ibgp);
+        let mut rule = Rule::new(Action::Accept);
+        rule.interface = Some(crate::filter::InterfacePattern::new("cali*"));
+        rule.operations = vec![Operation::NextHopSelf];
+        let mut filter = Filter::reject();
+        filter.rules = vec![rule];
+        group.filter = Arc::new(filter);
+        let from = |device| Source { device, ..EBGP };
+        let admitted = |source: &Source<'_>| group.admits(prefix(), &route(), source);
+        assert_eq!(admitted(&from(Some("cali0a1b"))), Some(Some(0)));
+        assert_eq!(admitted(&from(Some("eth0"))), None);
+        assert_eq!(admitted(&from(None)), None);
+        assert_eq!(admitted(&LOCAL), None, "our own has no interface");
+        let sent = group.transform(&route(), &from(Some("cali0a1b")), Some(0));
+        assert_eq!(sent.unwrap().next_hop.unwrap().address().to_string(), "10.0.0.1");
+        let kept = group.transform(&route(), &from(Some("cali0a1b")), None);
+        assert_eq!(kept.unwrap().next_hop.unwrap().address().to_string(), "10.9.9.9");
     }
 
     #[test]

@@ -431,13 +431,14 @@ fn work_out(
     })
 }
 
-pub(super) fn source_of(path: Path, peers: &HashMap<PeerIndex, PeerSlot>) -> Option<Source> {
+pub(super) fn source_of(path: Path, peers: &HashMap<PeerIndex, PeerSlot>) -> Option<Source<'_>> {
     if path.peer == LOCAL {
         return Some(Source {
             local: true,
             peer_type: PeerType::Ibgp,
             rr_client: false,
             router_id: 0,
+            device: None,
         });
     }
     let identity = &peers.get(&path.peer)?.identity;
@@ -446,5 +447,6 @@ pub(super) fn source_of(path: Path, peers: &HashMap<PeerIndex, PeerSlot>) -> Opt
         peer_type: identity.peer_type,
         rr_client: identity.rr_client,
         router_id: identity.router_id,
+        device: identity.device.as_deref(),
     })
 }

@@ -80,6 +80,8 @@ pub struct RibPeer {
     pub rr_client: bool,
     /// The link it is on, when its address is of that link only: so are its next hops.
     pub interface: Option<Arc<str>>,
+    /// The interface that its routes go through, where that is known.
+    pub device: Option<Arc<str>>,
 }
 
 #[derive(Debug)]

@@ -18,6 +18,7 @@ const PEERS: u16 = 5;
 fn identity(peer: PeerIndex) -> RibPeer {
     RibPeer {
         interface: None,
+        device: None,
         // 1 and 2 are eBGP, 3 and 4 clients, 5 plain iBGP.
         peer_type: if peer <= 2 { PeerType::Ebgp } else { PeerType::Ibgp },
         router_id: u32::from(peer) * 7 % 5 + 1,
@@ -181,6 +182,7 @@ fn reference(paths: &Paths, peer: PeerIndex, strict: bool) -> Vec<(Prefix, Strin
                 peer_type: identity.peer_type,
                 rr_client: identity.rr_client,
                 router_id: identity.router_id,
+                device: None,
             };
             let Some(rule) = key.admits(*prefix, candidate.attributes, &source) else {
                 continue;

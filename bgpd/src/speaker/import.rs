@@ -127,6 +127,7 @@ impl Speaker {
                 prefix: IpNetwork::from(prefix),
                 attributes: &*accepted,
                 source: RouteSource::Peer,
+                interface: peer.config.routes_through(),
                 peer_type: negotiated.peer_type,
             };
             let made_by = |rule| match filter.operations(rule) {

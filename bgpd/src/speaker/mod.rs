@@ -457,7 +457,8 @@ impl Speaker {
             return;
         }
         let Some((_, negotiated)) = session else { return };
-        if old.rr_client != new.rr_client {
+        let for_others = |c: &PeerConfig| (c.rr_client, c.routes_through().map(str::to_owned));
+        if for_others(&old) != for_others(&new) {
             // What its routes become for others depends on it, the identity included: they are asked for again.
             for family in &negotiated.families {
                 self.rib.drop_paths(index, *family);
@@ -468,7 +469,7 @@ impl Speaker {
             let key = self.group_key(&new, &negotiated, *family);
             self.rib.regroup(index, key);
         }
-        let import = |c: &PeerConfig| (c.import.clone(), c.allow_as_in, c.rr_client);
+        let import = |c: &PeerConfig| (c.import.clone(), c.allow_as_in, for_others(c));
         if import(&old) != import(&new) {
             if negotiated.route_refresh {
                 for family in &negotiated.families {
@@ -825,6 +826,7 @@ fn rib_peer(config: &PeerConfig, negotiated: &Negotiated) -> RibPeer {
         address: config.address,
         rr_client: config.rr_client && negotiated.peer_type == PeerType::Ibgp,
         interface: config.interface.as_deref().map(Into::into),
+        device: config.routes_through().map(Into::into),
     }
 }
 

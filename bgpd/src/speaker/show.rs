@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Peer, Speaker, at};
 use crate::bfd;
-use crate::config::{Family, PeerAs, Role};
+use crate::config::{Family, PeerAs};
 use crate::filter::PeerType;
 use crate::fsm::keepalive_interval;
 use crate::rib::ShownPath;
@@ -150,7 +150,7 @@ impl Speaker {
                 n.families.iter().copied().filter(receives).collect()
             }),
             add_path_send: negotiated.map(|n| n.add_path_send.clone()).unwrap_or_default(),
-            role: negotiated.and_then(|n| n.role).map(role_name),
+            role: negotiated.and_then(|n| n.role).map(|role| role.to_string()),
             range: peer.range.clone(),
             extended_next_hop: negotiated.is_some_and(|n| n.extended_next_hop),
             graceful_restart: negotiated
@@ -359,18 +359,6 @@ fn bfd_view(status: &bfd::Status, losses: u64) -> BfdView {
         multihop: status.multihop,
         losses,
     }
-}
-
-fn role_name(role: Role) -> String {
-    match role {
-        Role::Provider => "provider",
-        Role::RouteServer => "route-server",
-        Role::RouteServerClient => "route-server-client",
-        Role::Customer => "customer",
-        Role::Peer => "peer",
-        Role::Unknown(_) => "unknown",
-    }
-    .to_owned()
 }
 
 fn is_within(network: IpNetwork, prefix: Prefix) -> bool {

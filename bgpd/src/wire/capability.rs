@@ -3,6 +3,8 @@
 //! Those that shape the session are typed, and malformed ones refuse the OPEN. Those that only inform
 //! (host name) never do: what cannot be read is kept as [`Capability::Unknown`].
 
+use std::fmt;
+
 use bytes::{BufMut, BytesMut};
 
 use super::family::AfiSafi;
@@ -87,6 +89,19 @@ pub enum Role {
     Peer,
     /// Not assigned.
     Unknown(u8),
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Provider => "provider",
+            Self::RouteServer => "route-server",
+            Self::RouteServerClient => "route-server-client",
+            Self::Customer => "customer",
+            Self::Peer => "peer",
+            Self::Unknown(_) => "unknown",
+        })
+    }
 }
 
 /// The Graceful Restart capability. An empty family list is meaningful: End-of-RIB will be sent, nothing

@@ -15,7 +15,8 @@ use bgpd::config::{
     Bfd, Family, NextHopMode, PeerAs, PeerConfig, PeerRange, Role, Secret, SpeakerConfig, Ttl,
 };
 use bgpd::filter::{
-    Action, Community, Filter, Operation, PeerType, PrefixMatch, PrefixOperator, RouteSource, Rule,
+    Action, Community, Filter, InterfacePattern, Operation, PeerType, PrefixMatch, PrefixOperator,
+    RouteSource, Rule,
 };
 use bgpd::view::OriginAttributes;
 use ipnetwork::IpNetwork;
@@ -210,6 +211,7 @@ struct Neighbor {
     description: Option<String>,
     address: Option<NextHop>,
     interface: Option<String>,
+    device: Option<String>,
     range: Option<IpNetwork>,
     limit: Option<usize>,
     asn: AsWord,
@@ -291,6 +293,7 @@ struct RuleTable {
     min_length: Option<u8>,
     max_length: Option<u8>,
     source: Option<SourceWord>,
+    interface: Option<String>,
     peer_type: Option<PeerType>,
     #[serde(default)]
     communities: Vec<String>,
@@ -305,6 +308,8 @@ struct RuleTable {
     prepend: Vec<u32>,
     set_local_pref: Option<u32>,
     set_med: Option<u32>,
+    #[serde(default)]
+    next_hop_self: bool,
 }
 
 /// Paths a prefix when a neighbour is to be given several and nobody says how many.
@@ -484,6 +489,7 @@ fn neighbor_config(
         (None, None, None) => bail!("neither address nor range nor interface"),
     };
     peer.description = neighbor.description.clone().unwrap_or_default();
+    peer.device.clone_from(&neighbor.device);
     peer.port = neighbor.port.unwrap_or(peer.port);
     peer.local_asn = neighbor.local_asn;
     peer.local_address = neighbor.local_address;
@@ -649,6 +655,7 @@ fn rule(table: &RuleTable) -> anyhow::Result<Rule> {
         SourceWord::Peer => RouteSource::Peer,
         SourceWord::Local => RouteSource::Local,
     });
+    rule.interface = table.interface.clone().map(InterfacePattern::new);
     rule.peer_type = table.peer_type;
     rule.communities = communities(&table.communities)?.into_iter().collect();
     rule.as_path_prefix.clone_from(&table.as_path);
@@ -669,6 +676,7 @@ fn rule(table: &RuleTable) -> anyhow::Result<Rule> {
     }
     operations.extend(table.set_local_pref.map(Operation::SetLocalPref));
     operations.extend(table.set_med.map(Operation::SetMed));
+    operations.extend(table.next_hop_self.then_some(Operation::NextHopSelf));
     if rule.action == Action::Reject && !operations.is_empty() {
         bail!("a rule that rejects changes nothing");
     }
