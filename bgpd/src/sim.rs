@@ -76,6 +76,8 @@ struct Running {
     session: Session,
     /// Open connections: the far end, and what came in but is no whole message yet.
     pipes: BTreeMap<ConnId, (Option<End>, BytesMut)>,
+    /// When it wants to be woken, as [`Node::alarms`] has it.
+    alarm: Option<Instant>,
 }
 
 /// A speaker, its kernel and its address.
@@ -101,6 +103,14 @@ pub struct Node {
     life: u32,
     /// The earliest of its timers.
     wake: Option<Instant>,
+    /// Timers of its sessions. A node of a large mesh has hundreds of sessions, and hardly ever to do with more than one.
+    alarms: BTreeSet<(Instant, PeerIndex)>,
+    /// Sessions to which something happened since the last look.
+    touched: BTreeSet<PeerIndex>,
+    /// Something happened to the speaker itself.
+    told: bool,
+    /// The speaker's own timer, as of the last time that something happened to it.
+    speaker_wake: Option<Instant>,
 }
 
 impl Node {
@@ -193,6 +203,10 @@ impl World {
             alive: true,
             life: 0,
             wake: None,
+            alarms: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            told: true,
+            speaker_wake: None,
         });
         self.pump(n);
         n
@@ -223,6 +237,7 @@ impl World {
         if node.alive {
             let originated = node.originated.clone();
             node.speaker.set_originated(originated, now);
+            node.told = true;
             self.pump(n);
         }
     }
@@ -233,19 +248,24 @@ impl World {
         let node = self.node_mut(n);
         node.config = config.clone();
         node.speaker.reconfigure(config, now);
+        node.told = true;
         self.pump(n);
     }
 
     /// Takes a node out of service or back in.
     pub fn drain(&mut self, n: NodeIndex, drain: bool) {
-        self.node_mut(n).speaker.drain(drain);
+        let node = self.node_mut(n);
+        node.speaker.drain(drain);
+        node.told = true;
         self.pump(n);
     }
 
     /// Begins anew with a peer of a node.
     pub fn clear(&mut self, n: NodeIndex, peer: &str, what: Clear) {
         let now = self.now;
-        self.node_mut(n).speaker.clear(peer, what, now);
+        let node = self.node_mut(n);
+        node.speaker.clear(peer, what, now);
+        node.told = true;
         self.pump(n);
     }
 
@@ -298,6 +318,7 @@ impl World {
             running
                 .session
                 .handle_transport(end.conn, Transport::Failed { reason }, now);
+            node.touched.insert(end.peer);
             self.dirty.insert(end.node);
         }
     }
@@ -346,6 +367,8 @@ impl World {
         node.life += 1;
         node.wake = None;
         node.sessions.clear();
+        node.alarms.clear();
+        node.touched.clear();
     }
 
     /// Starts a node again; `restarting` as if its kernel kept the routes.
@@ -363,6 +386,7 @@ impl World {
         node.speaker = Speaker::new(config, now, seed ^ (n as u64) << 32 ^ u64::from(node.life));
         let originated = node.originated.clone();
         node.speaker.set_originated(originated, now);
+        node.told = true;
         self.pump(n);
     }
 
@@ -406,13 +430,17 @@ impl World {
                 continue;
             }
             node.wake = None;
-            for running in node.sessions.values_mut() {
-                if running.session.poll_timeout().is_some_and(|at| at <= now) {
+            while let Some((_, peer)) = node.alarms.first().copied().filter(|(at, _)| *at <= now) {
+                node.alarms.pop_first();
+                node.touched.insert(peer);
+                if let Some(running) = node.sessions.get_mut(&peer) {
+                    running.alarm = None;
                     running.session.handle_timeout(now);
                 }
             }
-            if node.speaker.poll_timeout().is_some_and(|at| at <= now) {
+            if node.speaker_wake.is_some_and(|at| at <= now) {
                 node.speaker.handle_timeout(now);
+                node.told = true;
             }
             self.dirty.insert(n);
         }
@@ -472,6 +500,7 @@ impl World {
                 let life = node.life;
                 let local = node.address;
                 let peer = if node.alive {
+                    node.told = true;
                     node.speaker.accept(from_address, None, now)
                 } else {
                     None
@@ -502,6 +531,7 @@ impl World {
                                 .session
                                 .handle_transport(conn, Transport::Accepted { local }, now);
                         }
+                        node.touched.insert(peer);
                         self.dirty.insert(to);
                     }
                     None => self.send(to, Parcel::Refused { to: far }),
@@ -543,7 +573,11 @@ impl World {
 
     fn running(&mut self, end: End) -> Option<&mut Running> {
         let node = self.nodes.get_mut(end.node)?;
-        (node.alive && node.life == end.life).then(|| node.sessions.get_mut(&end.peer))?
+        if !node.alive || node.life != end.life {
+            return None;
+        }
+        node.touched.insert(end.peer);
+        node.sessions.get_mut(&end.peer)
     }
 
     fn receive(&mut self, end: End, bytes: &[u8]) {
@@ -588,6 +622,7 @@ impl World {
             busy = false;
             while let Some(order) = node.speaker.poll_order() {
                 busy = true;
+                node.told = true;
                 match order {
                     Order::Spawn {
                         peer,
@@ -603,27 +638,50 @@ impl World {
                             Running {
                                 session,
                                 pipes: BTreeMap::new(),
+                                alarm: None,
                             },
                         );
+                        node.touched.insert(peer);
                     }
                     Order::Command { peer, command } => {
                         if let Some(running) = node.sessions.get_mut(&peer) {
                             running.session.command(command, now);
                             transmit(n, life, peer, running, &mut parcels);
+                            node.touched.insert(peer);
                         }
                     }
-                    Order::Remove { peer } => drop(node.sessions.remove(&peer)),
+                    Order::Remove { peer } => {
+                        let gone = node.sessions.remove(&peer);
+                        if let Some(at) = gone.and_then(|running| running.alarm) {
+                            node.alarms.remove(&(at, peer));
+                        }
+                    }
                 }
             }
-            for (peer, running) in &mut node.sessions {
-                transmit(n, life, *peer, running, &mut parcels);
+            for peer in std::mem::take(&mut node.touched) {
+                let Some(running) = node.sessions.get_mut(&peer) else {
+                    continue;
+                };
+                transmit(n, life, peer, running, &mut parcels);
                 while let Some(event) = running.session.poll_event() {
                     busy = true;
+                    node.told = true;
                     if let SessionEvent::State { state, .. } = &event {
                         node.states.push((running.session.config().name.clone(), *state));
                     }
-                    node.speaker.handle_session(*peer, event, now);
+                    node.speaker.handle_session(peer, event, now);
                 }
+                let alarm = running.session.poll_timeout();
+                if alarm != running.alarm {
+                    if let Some(at) = running.alarm {
+                        node.alarms.remove(&(at, peer));
+                    }
+                    node.alarms.extend(alarm.map(|at| (at, peer)));
+                    running.alarm = alarm;
+                }
+            }
+            if !std::mem::take(&mut node.told) {
+                continue;
             }
             node.speaker.flush();
             for (peer, running) in &mut node.sessions {
@@ -659,12 +717,10 @@ impl World {
                     Event::PeerState { .. } => {}
                 }
             }
+            node.speaker_wake = node.speaker.poll_timeout();
         }
-        let timers = node
-            .sessions
-            .values()
-            .map(|running| running.session.poll_timeout());
-        let wake = timers.chain([node.speaker.poll_timeout()]).flatten().min();
+        let first = node.alarms.first().map(|(at, _)| *at);
+        let wake = first.into_iter().chain(node.speaker_wake).min();
         let wake = wake.filter(|_| node.alive);
         if wake != node.wake {
             node.wake = wake;

@@ -120,6 +120,49 @@ fn lives() -> Vec<Vec<u8>> {
         }
     }
     all.extend(SEEDS.iter().map(|text| hex(text)));
+    all.extend(recorded());
+    all
+}
+
+/// The sessions of others, as they were recorded: OPEN, KEEPALIVE, UPDATEs, a loss. Who comes is peer 2, which may be of any other AS,
+/// or somebody out of the range.
+fn recorded() -> Vec<Vec<u8>> {
+    let opens = by_speaker(OPENS);
+    let mut all = Vec::new();
+    for (speaker, updates) in by_speaker(UPDATES) {
+        let open = &opens.iter().find(|(name, _)| *name == speaker).unwrap().1[0];
+        for (number, some) in updates.chunks(6).enumerate() {
+            let who = 2 + (number % 2) as u8;
+            let mut life = vec![[0, 1, 16][number % 3], 0, who];
+            // A body under a good header: its length, its type less one.
+            let mut say = |kind: u8, body: &[u8]| {
+                if let Ok(length) = u8::try_from(body.len()) {
+                    life.extend([7, who, length, kind - 1]);
+                    life.extend_from_slice(body);
+                }
+            };
+            say(1, open);
+            say(4, &[]);
+            for update in some {
+                say(2, update);
+            }
+            life.extend([15, 0x55, 13, 50, 14, 0, 3, who, 14, 0, 16, 0x24, 14, 0]);
+            all.push(life);
+        }
+    }
+    all
+}
+
+/// Lines of hexadecimal below the name of each speaker.
+fn by_speaker(text: &'static str) -> Vec<(&'static str, Vec<Vec<u8>>)> {
+    let mut all: Vec<(&str, Vec<Vec<u8>>)> = Vec::new();
+    for line in text.lines().skip(1) {
+        match (line.strip_prefix("# "), all.last_mut()) {
+            (Some(speaker), _) => all.push((speaker, Vec::new())),
+            (None, Some((_, bodies))) => bodies.push(hex(line)),
+            (None, None) => {}
+        }
+    }
     all
 }
 
@@ -132,6 +175,9 @@ const SEEDS: &[&str] = &[
 /// Bodies of UPDATEs as BIRD, FRR, GoBGP, OpenBGPD and ExaBGP sent them to us.
 const UPDATES: &str = include_str!("fuzz_updates.txt");
 
+/// Bodies of OPENs of the same.
+const OPENS: &str = include_str!("fuzz_opens.txt");
+
 fn bodies() -> Vec<Vec<u8>> {
     let lines = UPDATES.lines().filter(|line| !line.starts_with('#'));
     lines.map(hex).filter(|body| !body.is_empty()).collect()
@@ -140,6 +186,18 @@ fn bodies() -> Vec<Vec<u8>> {
 #[test]
 fn any_life_of_a_speaker_ends_with_nothing_left() {
     run(targets::session::session, "session", &lives(), 2_000);
+}
+
+/// A seed that is no session would start mutation where nothing happens.
+#[test]
+fn what_was_recorded_can_be_read() {
+    let opens = by_speaker(OPENS);
+    assert_eq!(opens.len(), 5);
+    for (speaker, open) in opens {
+        let read = bgpd::wire::Open::decode(&open[0]).unwrap();
+        assert_eq!(read.asn, 65002, "{speaker}");
+    }
+    assert!(recorded().len() >= 10);
 }
 
 #[test]
