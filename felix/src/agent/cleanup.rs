@@ -68,6 +68,12 @@ pub fn cleanup(interfaces: bool) -> io::Result<Cleaned> {
             Ok(was_there) => gateway = was_there,
             Err(error) => failed("gateway address", &error),
         }
+        let marked = links::marked_addresses(&mut kernel.rtnl, lo).unwrap_or_default();
+        for address in marked {
+            if let Err(error) = links::delete_address(&mut kernel.rtnl, lo, address) {
+                failed("address that workloads peer with", &error);
+            }
+        }
     }
     let mut removed = Vec::new();
     for link in ours

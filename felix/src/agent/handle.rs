@@ -93,6 +93,10 @@ pub(crate) struct LearnedInbox {
     pub(crate) replace: bool,
     /// New next hops by prefix; empty: gone.
     pub(crate) changes: BTreeMap<IpNetwork, BTreeSet<NextHop>>,
+    /// All static routes, when they were told anew.
+    pub(crate) statics: Option<BTreeMap<IpNetwork, NextHop>>,
+    /// All addresses that workloads peer with, when they were told anew.
+    pub(crate) peering: Option<BTreeSet<IpAddr>>,
     /// [`AgentHandle::learned_in_sync`] was called.
     pub(crate) in_sync: bool,
     /// The handle is gone or [`AgentHandle::shutdown`] was called.
@@ -156,6 +160,20 @@ impl AgentHandle {
                 inbox.changes.insert(route.prefix, route.next_hops);
             }
         });
+        self.shared.wake.notify_one();
+    }
+
+    /// Replaces all static routes: the ways to BGP peers that the configuration names. Of two routes to one prefix the
+    /// static one comes before the learned one.
+    pub fn set_static(&self, routes: BTreeMap<IpNetwork, NextHop>) {
+        self.shared.with_inbox(|inbox| inbox.statics = Some(routes));
+        self.shared.wake.notify_one();
+    }
+
+    /// Replaces the addresses of this host that its workloads peer with. They are put on `lo` beside the workloads' gateway, and
+    /// taken away when they are no longer among these.
+    pub fn set_peering(&self, addresses: BTreeSet<IpAddr>) {
+        self.shared.with_inbox(|inbox| inbox.peering = Some(addresses));
         self.shared.wake.notify_one();
     }
 

@@ -37,6 +37,10 @@ pub(super) struct Kernel {
     forwarding: (bool, bool),
     /// The gateway address is on `lo`, as far as we know.
     gateway: bool,
+    /// Addresses that workloads peer with; none until they were told, which is when those of an earlier agent go.
+    peering: Option<BTreeSet<IpAddr>>,
+    /// They are on `lo`, and no others are, as far as we know.
+    peering_done: bool,
     pub(super) counters: Counters,
 }
 
@@ -56,6 +60,8 @@ impl Kernel {
             doubted_forwarding: (false, false),
             forwarding: (false, false),
             gateway: false,
+            peering: None,
+            peering_done: false,
             counters: Counters::default(),
         };
         kernel.read_links().map_err(io::Error::other)?;
@@ -183,6 +189,7 @@ impl Kernel {
     pub(super) fn address_changed(&mut self, index: u32) {
         if self.links.get("lo").is_some_and(|lo| lo.index == index) {
             self.gateway = false;
+            self.peering_done = false;
         }
         self.routes.retry();
     }
@@ -231,6 +238,7 @@ impl Kernel {
         self.doubted_forwarding.0 |= ipv4;
         self.doubted_forwarding.1 |= ipv6;
         self.gateway = false;
+        self.peering_done = false;
     }
 
     /// The workloads' IPv4 gateway. Its scope is the link, so that the host never sends from it.
@@ -247,6 +255,39 @@ impl Kernel {
         }
         links::add_address(&mut self.rtnl, index, GATEWAY_V4.into(), AddressScope::Link)?;
         self.gateway = true;
+        Ok(())
+    }
+
+    /// Notes which addresses workloads peer with; `true` when that is news.
+    pub(super) fn want_peering(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
+        let news = self.peering.as_ref() != Some(&addresses);
+        if news {
+            self.peering = Some(addresses);
+            self.peering_done = false;
+        }
+        news
+    }
+
+    /// Makes the addresses of ours on `lo` those that workloads peer with. The gateway's is not one of them.
+    pub(super) fn ensure_peering(&mut self) -> Result<(), Error> {
+        let (Some(wanted), false) = (&self.peering, self.peering_done) else {
+            return Ok(());
+        };
+        let Some(lo) = self.links.get("lo") else {
+            return Ok(());
+        };
+        let (index, up) = (lo.index, lo.up);
+        if !up && !wanted.is_empty() {
+            links::set_up(&mut self.rtnl, index)?;
+        }
+        let found = links::marked_addresses(&mut self.rtnl, index)?;
+        for address in found.difference(wanted) {
+            links::delete_address(&mut self.rtnl, index, *address)?;
+        }
+        for address in wanted.difference(&found) {
+            links::add_marked_address(&mut self.rtnl, index, *address)?;
+        }
+        self.peering_done = true;
         Ok(())
     }
 

@@ -217,6 +217,17 @@ impl Owner {
                 self.kernel.routes.want(prefix, Class::Learned, target(hops));
             }
         }
+        if let Some(statics) = inbox.statics {
+            let routes = statics
+                .into_iter()
+                .map(|(prefix, hop)| (prefix, Target::NextHops(BTreeSet::from([hop]))));
+            self.kernel.routes.want_only(Class::Static, routes.collect());
+        }
+        if let Some(addresses) = inbox.peering
+            && self.kernel.want_peering(addresses)
+        {
+            self.window.note(now);
+        }
         if inbox.in_sync && !self.learned_in_sync {
             self.learned_in_sync = true;
             self.kernel.routes.learned_in_sync();
@@ -608,6 +619,7 @@ impl Owner {
         {
             self.kernel.ensure_gateway()?;
         }
+        self.kernel.ensure_peering()?;
         let mut neighbours = Neighbours::new();
         for endpoint in self.applied.values() {
             let Some(mac) = endpoint.mac else { continue };

@@ -6,7 +6,7 @@
 //! so, and the conflict is reported.
 //!
 //! Several parts of the agent may want the same prefix. The classes say who wins: a local workload before a
-//! blackhole before what a peer announced.
+//! blackhole before a way that the configuration names before what a peer announced.
 //!
 //! [`RouteTable`] holds desired and actual state and computes messages; it does no I/O. `kernel` is the codec. A change of
 //! desired state marks its prefix dirty, and only dirty prefixes are compared; after a dump all are.
@@ -45,6 +45,8 @@ pub enum Class {
     Local,
     /// The rest of a block of addresses that this node announces as a whole.
     Blackhole,
+    /// The way to a BGP peer, as its configuration names it: what that peer announces must not change how it is reached.
+    Static,
     /// The best paths that BGP has learned.
     Learned,
 }
@@ -55,6 +57,7 @@ impl Class {
         match self {
             Self::Local => "local",
             Self::Blackhole => "blackhole",
+            Self::Static => "static",
             Self::Learned => "learned",
         }
     }
@@ -177,10 +180,10 @@ pub struct Done {
 
 /// What the classes want of one prefix, the winner first.
 #[derive(Debug, Default)]
-struct Wishes([Option<Arc<Target>>; 3]);
+struct Wishes([Option<Arc<Target>>; 4]);
 
 impl Wishes {
-    const CLASSES: [Class; 3] = [Class::Local, Class::Blackhole, Class::Learned];
+    const CLASSES: [Class; 4] = [Class::Local, Class::Blackhole, Class::Static, Class::Learned];
 
     fn winner(&self) -> Option<(Class, &Arc<Target>)> {
         let mut all = Self::CLASSES.into_iter().zip(&self.0);

@@ -15,6 +15,7 @@ use rtnetlink::LinkUnspec;
 
 use super::conntrack;
 use super::rtnl::{Error, Outcome, Rtnl};
+use crate::config::ROUTE_PROTOCOL;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -121,6 +122,45 @@ pub fn add_address(rtnl: &mut Rtnl, index: u32, address: IpAddr, scope: AddressS
         Err(error) if error.is(libc::EEXIST) => Ok(()),
         outcome => outcome,
     }
+}
+
+/// Adds an address as [`add_address`] does, with the scope of the link and marked as ours (`IFA_PROTO`, Linux 5.18; an older
+/// kernel leaves the mark out). One that somebody else put there stays theirs.
+///
+/// # Errors
+/// See [`Error`].
+pub fn add_marked_address(rtnl: &mut Rtnl, index: u32, address: IpAddr) -> Result<(), Error> {
+    let mut message = address_message(index, address, AddressScope::Link);
+    message
+        .attributes
+        .push(AddressAttribute::Protocol(ROUTE_PROTOCOL.into()));
+    match rtnl.request(
+        RouteNetlinkMessage::NewAddress(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    ) {
+        Err(error) if error.is(libc::EEXIST) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// The addresses of an interface that [`add_marked_address`] made.
+///
+/// # Errors
+/// See [`Error`].
+pub fn marked_addresses(rtnl: &mut Rtnl, index: u32) -> Result<BTreeSet<IpAddr>, Error> {
+    let found = rtnl.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let ours = AddressAttribute::Protocol(ROUTE_PROTOCOL.into());
+    Ok(found
+        .iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message)
+                if message.header.index == index && message.attributes.contains(&ours) =>
+            {
+                message.attributes.iter().find_map(local_address)
+            }
+            _ => None,
+        })
+        .collect())
 }
 
 /// Takes an address away; `false` when it was not there.

@@ -20,6 +20,14 @@ pub(crate) const TESTS: &[Named] = &[
         learned,
     ),
     (
+        "a_way_that_is_configured_comes_before_a_learned_one",
+        configured_ways,
+    ),
+    (
+        "addresses_that_workloads_peer_with_are_on_lo_and_nowhere_after",
+        peering_addresses,
+    ),
+    (
         "routes_of_others_are_left_alone_and_conflicts_are_told",
         foreign_routes,
     ),
@@ -344,6 +352,70 @@ fn learned() {
     eventually("the others go", || learned_routes().lines().count() == 1);
     node.agent().update_learned(vec![route("10.65.1.0/26", &[])]);
     eventually("and the last", || learned_routes().is_empty());
+}
+
+fn configured_ways() {
+    let _router = uplink();
+    let node = Node::new();
+    node.agent().learned_in_sync();
+    let to = |prefix: &str, by: &str| {
+        let hop = NextHop::from(by.parse::<std::net::IpAddr>().unwrap());
+        BTreeMap::from([(prefix.parse().unwrap(), hop)])
+    };
+    let is = |wanted: &'static str| eventually(wanted, move || learned_routes().starts_with(wanted));
+    node.agent()
+        .update_learned(vec![route("198.51.100.9/32", &["192.0.2.7"])]);
+    is("198.51.100.9 via 192.0.2.7");
+    node.agent().set_static(to("198.51.100.9/32", "192.0.2.254"));
+    is("198.51.100.9 via 192.0.2.254");
+    // What is learned meanwhile waits its turn.
+    node.agent()
+        .update_learned(vec![route("198.51.100.9/32", &["192.0.2.8"])]);
+    node.agent().set_static(to("198.51.100.9/32", "192.0.2.253"));
+    is("198.51.100.9 via 192.0.2.253");
+    node.agent().set_static(BTreeMap::new());
+    is("198.51.100.9 via 192.0.2.8");
+    node.agent().set_learned(Vec::new());
+    eventually("nothing is left", || learned_routes().is_empty());
+}
+
+fn peering_addresses() {
+    let lo = || {
+        let v4 = run("ip", &["-4", "-o", "addr", "show", "dev", "lo", "scope", "link"]);
+        let v6 = run("ip", &["-6", "-o", "addr", "show", "dev", "lo"]);
+        let words = |line: &str| line.split_whitespace().nth(3).unwrap_or_default().to_owned();
+        let lines = v4.lines().chain(v6.lines());
+        lines
+            .map(words)
+            .filter(|address| address != "::1/128")
+            .collect::<BTreeSet<String>>()
+    };
+    let has = |what: &str, wanted: &[&str]| {
+        eventually(what, || {
+            lo() == wanted.iter().map(|text| (*text).to_owned()).collect()
+        });
+    };
+    // Somebody else's, which looks the same.
+    run(
+        "ip",
+        &["addr", "add", "169.254.7.7/32", "dev", "lo", "scope", "link"],
+    );
+    let both = ["169.254.0.179", "fd12:3456:789a::1"].map(|text| text.parse().unwrap());
+    let mut node = Node::new();
+    node.agent().set_peering(BTreeSet::from(both));
+    let all = ["169.254.7.7/32", "169.254.0.179/32", "fd12:3456:789a::1/128"];
+    has("both are there", &all);
+    run("ip", &["addr", "del", "169.254.0.179/32", "dev", "lo"]);
+    has("it is put back", &all);
+    // A new agent knows them again, and takes away what is no longer wanted.
+    node.stop();
+    node.start();
+    eventually("in sync", || node.agent().status().applied);
+    assert_eq!(lo().len(), 3, "kept until somebody says what is wanted");
+    node.agent().set_peering(BTreeSet::from([both[1]]));
+    has("one is left", &["169.254.7.7/32", "fd12:3456:789a::1/128"]);
+    node.agent().set_peering(BTreeSet::new());
+    has("only the other's is left", &["169.254.7.7/32"]);
 }
 
 fn foreign_routes() {
