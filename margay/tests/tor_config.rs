@@ -62,3 +62,71 @@ fn a_router_gets_its_own_nodes_and_nobody_elses() {
     assert!(junos.contains("neighbor 10.0.1.1 peer-as 65002"), "{junos}");
     assert!(!junos.contains("10.0.0.1 "), "{junos}");
 }
+
+const LINKS: &str = "\
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pool}
+spec: {cidr: 10.65.0.0/16}
+---
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: host-a}
+spec: {bgp: {ipv4Address: 10.0.0.1/32, asNumber: 65001}}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: left}
+spec: {interface: eth1, bfd: {}}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: right}
+spec: {interface: eth2, asNumber: 65200}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: default}
+spec:
+  communities: [{name: pods, value: '65001:100'}]
+  prefixAdvertisements: [{cidr: 10.65.0.0/16, communities: [pods, '65001:1:2']}]
+";
+
+#[test]
+fn a_router_on_a_link_without_addresses_is_chosen_by_its_peering() {
+    let world = World::new();
+    world.ok(&["apply", "-f", world.file("links.yaml", LINKS)]);
+    let config = ["bgp", "tor-config", "--vendor", "frr"];
+    let ask = |more: &[&str]| world.run(&[&config, more].concat());
+    let which = ask(&[]);
+    assert!(which.err.contains("several routers (left, right)"), "{which:#?}");
+    let unknown = ask(&["--router", "middle"]);
+    assert!(unknown.err.contains("there are: left, right"), "{unknown:#?}");
+    let nobody = ask(&["--node", "host-z"]);
+    assert!(nobody.err.contains("there is no Node host-z"), "{nobody:#?}");
+    let what_as = ask(&["--router", "left"]);
+    assert!(what_as.err.contains("--router-as"), "{what_as:#?}");
+    let not_that = ask(&["--router", "right", "--router-as", "65100"]);
+    assert!(not_that.err.contains("AS 65200, not 65100"), "{not_that:#?}");
+
+    let left = ask(&["--router", "left", "--router-as", "65100"]);
+    assert_eq!(left.status, 0, "{left:#?}");
+    for line in [
+        "router bgp 65100",
+        " neighbor PORT-host-a-eth1 interface remote-as 65001",
+        " neighbor PORT-host-a-eth1 bfd profile margay-300-300-3",
+        "! the nodes mark what is in 10.65.0.0/16 with 65001:100 65001:1:2",
+    ] {
+        assert!(
+            left.out.lines().any(|found| found == line),
+            "{line}:\n{}",
+            left.out
+        );
+    }
+    assert!(!left.out.contains("eth2"), "{}", left.out);
+    let right = ask(&["--router", "right"]);
+    assert!(
+        right.out.contains("router bgp 65200") && !right.out.contains("bfd"),
+        "{right:#?}"
+    );
+}

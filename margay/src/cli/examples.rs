@@ -165,8 +165,10 @@ Examples:
   margay bgp tor-config --vendor frr
   margay bgp tor-config --vendor junos --router 10.0.0.254
   margay bgp tor-config --vendor bird --node host-a
+  margay bgp tor-config --vendor eos --router left --router-as 65100
 
-The word KEY stands where a TCP-MD5 key belongs: keys are not in the datastore.";
+The word KEY stands where a TCP-MD5 key belongs: keys are not in the datastore. A router on a link without addresses goes by the name
+of its BGPPeer; PORT-host-a-eth1 stands for its interface towards eth1 of host-a.";
 
 pub(super) const BGP_SUMMARY: &str = "\
 Examples:

@@ -11,8 +11,20 @@ use policy::resource::{
 };
 use serde_json::Value;
 
-use super::peering::{MESH, Plan, World, node_address, plan};
-use crate::bgp::tor::RouterSession;
+use super::peering::{MESH, Plan, Workload, World, advertised_communities, node_address, plan};
+use crate::bgp::tor::{End, RouterSession};
+
+/// What a node's speaker depends on beside the store.
+pub(super) struct Here<'a> {
+    /// Finds a TCP-MD5 key on this machine.
+    pub(super) secrets: &'a dyn Fn(&SecretKeyRef) -> Option<String>,
+    /// This process takes over from one whose routes the kernel still has.
+    pub(super) restarting: bool,
+    /// The node's workloads.
+    pub(super) workloads: Vec<Workload>,
+    /// The networks that its interfaces are in.
+    pub(super) links: Vec<(IpNetwork, String)>,
+}
 
 /// The cluster's BGP objects.
 #[derive(Debug, Default)]
@@ -62,8 +74,8 @@ impl Cluster {
         }
     }
 
-    /// The sessions that nodes have with what is no node, as each node plans them, and the pools.
-    pub(super) fn router_sessions(&self) -> (Vec<RouterSession>, Vec<IpNetwork>) {
+    /// The sessions that nodes have with what is no node, as each node plans them.
+    pub(super) fn router_sessions(&self) -> Vec<RouterSession> {
         let of_nodes: std::collections::BTreeSet<IpAddr> = self
             .nodes
             .values()
@@ -74,32 +86,68 @@ impl Cluster {
         let secrets = |_: &SecretKeyRef| Some("key".to_owned());
         let mut sessions = Vec::new();
         for (name, (_, node)) in &self.nodes {
-            let Some(config) = self.plan(name, &secrets, false).config else {
+            let here = Here {
+                secrets: &secrets,
+                restarting: false,
+                workloads: Vec::new(),
+                links: Vec::new(),
+            };
+            let Some(config) = self.plan(name, here).config else {
                 continue;
             };
             for peer in config
                 .peers
                 .iter()
-                // On a link without addresses the router has nothing to be told but the name of its own interface.
-                .filter(|peer| peer.interface.is_none() && !of_nodes.contains(&peer.address))
+                .filter(|peer| !of_nodes.contains(&peer.address))
             {
-                let own = peer
-                    .local_address
-                    .or_else(|| node_address(node, peer.address.is_ipv6()));
-                sessions.extend(own.map(|address| RouterSession {
+                let of_link = || peer.interface.clone().map(End::Link);
+                let own = || {
+                    peer.local_address
+                        .or_else(|| node_address(node, peer.address.is_ipv6()))
+                };
+                let end = of_link().or_else(|| own().map(End::Address));
+                sessions.extend(end.map(|end| RouterSession {
                     node: name.clone(),
-                    address,
+                    peering: peer.description.trim_start_matches("BGPPeer ").to_owned(),
+                    end,
                     asn: peer.local_asn.unwrap_or(config.asn),
-                    router: peer.address,
+                    router: Some(peer.address).filter(|_| peer.interface.is_none()),
                     router_asn: peer.asn,
                     password: peer.password.is_some(),
                     ttl: peer.ttl,
+                    bfd: peer.bfd,
                 }));
             }
         }
+        sessions
+    }
+
+    /// The CIDRs of all pools.
+    pub(super) fn pools(&self) -> Vec<IpNetwork> {
         let mut pools: Vec<IpNetwork> = self.pools.values().map(|pool| pool.cidr).collect();
         pools.sort_unstable();
-        (sessions, pools)
+        pools
+    }
+
+    /// What nodes mark with communities, where nothing else is said for a node.
+    pub(super) fn marks(&self) -> Vec<(IpNetwork, Vec<String>)> {
+        let shared = self.configurations.get("default").cloned().unwrap_or_default();
+        let mut marks: Vec<(IpNetwork, Vec<String>)> = shared
+            .prefix_advertisements
+            .iter()
+            .flatten()
+            .map(|advertisement| {
+                let found = advertised_communities(&shared, advertisement.cidr);
+                (
+                    advertisement.cidr,
+                    found.iter().map(ToString::to_string).collect(),
+                )
+            })
+            .filter(|(_, communities): &(_, Vec<String>)| !communities.is_empty())
+            .collect();
+        marks.sort();
+        marks.dedup();
+        marks
     }
 
     /// Where a session comes from, by what its description says.
@@ -145,13 +193,14 @@ impl Cluster {
         })
     }
 
+    /// Whether some BGPPeer is about workloads: then a change of those matters.
+    pub(super) fn peers_with_workloads(&self) -> bool {
+        let mut peers = self.peers.values();
+        peers.any(|spec| spec.local_workload_selector.is_some())
+    }
+
     /// The speaker's configuration for `node`.
-    pub(super) fn plan(
-        &self,
-        node: &str,
-        secrets: &dyn Fn(&SecretKeyRef) -> Option<String>,
-        restarting: bool,
-    ) -> Plan {
+    pub(super) fn plan(&self, node: &str, here: Here<'_>) -> Plan {
         plan(&World {
             node,
             nodes: self.nodes.clone(),
@@ -159,8 +208,10 @@ impl Cluster {
             peers: self.peers.clone(),
             filters: self.filters.clone(),
             pools: self.pools.values().map(|pool| pool.cidr).collect(),
-            secrets,
-            restarting,
+            secrets: here.secrets,
+            restarting: here.restarting,
+            workloads: here.workloads,
+            links: here.links,
         })
     }
 }

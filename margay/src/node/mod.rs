@@ -28,7 +28,7 @@ mod trace;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::api::{BgpStatus, DataplaneStatus, NodeStatus};
-use cluster::Cluster;
+use cluster::{Cluster, Here};
 use copy::Keeper;
 
 /// Batches of store events that may wait for the agent.
@@ -96,6 +96,9 @@ pub struct Options {
     pub bmp_stations: Vec<SocketAddr>,
 }
 
+/// Ways to peers, and addresses that workloads peer with.
+type Needs = (BTreeMap<IpNetwork, IpAddr>, BTreeSet<IpAddr>);
+
 /// The running daemon, as the API sees it.
 pub(crate) struct Daemon {
     // Constant after the start.
@@ -111,6 +114,8 @@ pub(crate) struct Daemon {
     speaker: ArcSwapOption<bgpd::net::Handle>,
     known: Mutex<BTreeMap<EndpointId, Object<WorkloadEndpointSpec>>>,
     bgp_problems: Mutex<Vec<String>>,
+    /// What the agent was told last of what the speaker's configuration needs of the kernel.
+    told: Mutex<Option<Needs>>,
     /// When the copy was taken that is in force because the store is away.
     copy_in_use: Mutex<Option<String>>,
 
@@ -182,6 +187,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         speaker: ArcSwapOption::empty(),
         known: Mutex::default(),
         bgp_problems: Mutex::default(),
+        told: Mutex::default(),
         copy_in_use: Mutex::default(),
         flows: flows::Ring::default(),
         reporter: report::Reporter::default(),
@@ -217,15 +223,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     ended
 }
 
-/// The sessions that the nodes among these resources have with routers, as each node plans them, and the CIDRs of all pools.
-pub(crate) fn router_sessions(
-    resources: &[Resource],
-) -> (Vec<crate::bgp::tor::RouterSession>, Vec<IpNetwork>) {
+/// The sessions that the nodes among these resources have with routers, as each node plans them, the CIDRs of all pools, and
+/// what is marked. The AS is the first router's, or none.
+pub(crate) fn fabric(resources: &[Resource]) -> crate::bgp::tor::Fabric {
     let mut cluster = Cluster::default();
     for resource in resources {
         cluster.put(resource);
     }
-    cluster.router_sessions()
+    crate::bgp::tor::Fabric {
+        asn: 0,
+        sessions: cluster.router_sessions(),
+        pools: cluster.pools(),
+        marks: cluster.marks(),
+    }
 }
 
 /// Opens the store, waiting for one that is not there yet.
@@ -502,13 +512,16 @@ impl Daemon {
             let id = || EndpointId::new(namespace.as_deref().unwrap_or("default"), &name);
             let read = entry.as_ref().map(|entry| serde_json::from_slice(&entry.value));
             match read.map(|json| json.map(|json| Resource::from_json(&json))) {
-                None if kind == Kind::WorkloadEndpoint => drop(known.remove(&id())),
+                None if kind == Kind::WorkloadEndpoint => {
+                    matters |= known.remove(&id()).is_some() && cluster.peers_with_workloads();
+                }
                 None => matters |= cluster.remove(kind, &name),
                 Some(Ok(Ok(Resource::WorkloadEndpoint(endpoint)))) => {
                     if endpoint.spec.node.as_deref() == Some(self.options.name.as_str()) {
                         known.insert(id(), endpoint);
+                        matters |= cluster.peers_with_workloads();
                     } else {
-                        known.remove(&id());
+                        matters |= known.remove(&id()).is_some() && cluster.peers_with_workloads();
                     }
                 }
                 Some(Ok(Ok(resource))) => matters |= cluster.put(&resource),
@@ -529,7 +542,13 @@ impl Daemon {
     ) {
         let secrets = |reference: &SecretKeyRef| secret(&self.options.secrets_dir, reference);
         let plan = if self.options.bgp {
-            let mut plan = cluster.plan(&self.options.name, &secrets, restarting);
+            let here = Here {
+                secrets: &secrets,
+                restarting,
+                workloads: self.local_workloads(),
+                links: links(),
+            };
+            let mut plan = cluster.plan(&self.options.name, here);
             if let Some(config) = &mut plan.config {
                 config.stations = self
                     .options
@@ -540,11 +559,9 @@ impl Daemon {
             }
             plan
         } else {
-            peering::Plan {
-                config: None,
-                problems: Vec::new(),
-            }
+            peering::Plan::none(Vec::new())
         };
+        self.prepare((plan.statics, plan.peering));
         {
             let mut known = self.bgp_problems.lock().unwrap_or_else(PoisonError::into_inner);
             // At the first start of a node its object is still on its way; that is how it has to be.
@@ -600,6 +617,37 @@ impl Daemon {
                 known.push(format!("BGP: {error}"));
             }
         }
+    }
+
+    /// Has the kernel know the ways to peers and the addresses that workloads peer with.
+    fn prepare(&self, needs: Needs) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_ref() == Some(&needs) {
+            return;
+        }
+        let ways = needs.0.iter().map(|(to, by)| (*to, (*by).into()));
+        self.agent.set_static(ways.collect());
+        self.agent.set_peering(needs.1.clone());
+        *told = Some(needs);
+    }
+
+    /// The workloads of this node, for those that are peered with.
+    fn local_workloads(&self) -> Vec<peering::Workload> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |(id, object): (&EndpointId, &Object<WorkloadEndpointSpec>)| {
+            let spec = &object.spec;
+            let mut name = format!("{}/{}", id.namespace, spec.workload.as_ref().unwrap_or(&id.name));
+            if let Some(other) = spec.endpoint.as_deref().filter(|name| *name != "eth0") {
+                name = format!("{name}/{other}");
+            }
+            Some(peering::Workload {
+                name,
+                labels: object.metadata.labels.clone(),
+                interface: spec.interface_name.clone()?,
+                addresses: spec.ip_networks.iter().flatten().map(IpNetwork::ip).collect(),
+            })
+        };
+        known.iter().filter_map(of).collect()
     }
 
     /// Nothing is going to be learned: what an earlier daemon learned is not kept.
@@ -779,6 +827,20 @@ impl Daemon {
 impl crate::bgp::api::HasSpeaker for Arc<Daemon> {
     fn speaker(&self) -> Option<Arc<bgpd::net::Handle>> {
         Daemon::speaker(self)
+    }
+}
+
+/// The networks that this machine's interfaces are in.
+fn links() -> Vec<(IpNetwork, String)> {
+    match autodetect::candidates() {
+        Ok(found) => found
+            .into_iter()
+            .map(|found| (found.network, found.interface))
+            .collect(),
+        Err(error) => {
+            tracing::warn!(%error, "cannot list the addresses of this machine");
+            Vec::new()
+        }
     }
 }
 

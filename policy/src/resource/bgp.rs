@@ -80,9 +80,9 @@ api_object! {
         "bindMode" bind_mode: Option<BindMode>,
         /// Interfaces whose routes are not looked at; names or patterns with `*`.
         "ignoredInterfaces" ignored_interfaces: Option<Vec<String>>,
-        /// Address that workloads peer with.
+        /// IPv4 address that every node has for its workloads to peer with.
         "localWorkloadPeeringIPV4" local_workload_peering_ip_v4: Option<String>,
-        /// Address that workloads peer with.
+        /// IPv6 address that every node has for its workloads to peer with; not one of a link.
         "localWorkloadPeeringIPV6" local_workload_peering_ip_v6: Option<String>,
         /// Which program writes the cluster's routes; here always the agent.
         "programClusterRoutes" program_cluster_routes: Option<String>,
@@ -99,8 +99,6 @@ pub const BGP_NOT_HONOURED: &[&str] = &[
     "ignoredInterfaces",
     "ipv4NormalRoutePriority",
     "ipv6NormalRoutePriority",
-    "localWorkloadPeeringIPV4",
-    "localWorkloadPeeringIPV6",
     "logSeverityScreen",
     "programClusterRoutes",
     "serviceClusterIPs",
@@ -253,7 +251,7 @@ api_object! {
         "numAllowedLocalASNumbers" num_allowed_local_as_numbers: Option<i32>,
         /// Hops to the router that GTSM (RFC 5082) allows; absent is no check.
         "ttlSecurity" ttl_security: Option<u8>,
-        /// Address through which the router is reached.
+        /// Gateway through which the router is reached: a route to `peerIP` that nothing learned replaces.
         "reachableBy" reachable_by: Option<String>,
         /// BGPFilter objects, in order.
         "filters" filters: Option<Vec<String>>,
@@ -328,7 +326,7 @@ api_object! {
         "prefixLength" prefix_length: Option<PrefixLengthRange>,
         /// Where the route came from.
         "source" source: Option<FilterSource>,
-        /// Interface of the route: a name or a pattern with `*`.
+        /// Interface that the routes of the peer it was learned from go through: a name or a pattern with `*`.
         "interface" interface: Option<String>,
         /// Relation to `cidr`.
         "matchOperator" match_operator: Option<MatchOperator>,

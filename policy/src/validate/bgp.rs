@@ -107,6 +107,33 @@ pub(super) fn bgp_configuration(spec: &BgpConfigurationSpec, at: &Path, check: &
             }
         }
     }
+    for (field, text, want_v4) in [
+        (
+            "localWorkloadPeeringIPV4",
+            &spec.local_workload_peering_ip_v4,
+            true,
+        ),
+        (
+            "localWorkloadPeeringIPV6",
+            &spec.local_workload_peering_ip_v6,
+            false,
+        ),
+    ] {
+        let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else {
+            continue;
+        };
+        let address = text.parse::<IpAddr>().ok();
+        let family = if want_v4 { 4 } else { 6 };
+        if address.is_none_or(|address| address.is_ipv4() != want_v4) {
+            check.problem(at.key(field), format!("{text:?} is not an IPv{family} address"));
+        } else if matches!(address, Some(IpAddr::V6(v6)) if v6.is_unicast_link_local()) {
+            check.hinted(
+                at.key(field),
+                format!("{text} is an address of a link, and workloads are on links of their own"),
+                "take one of fd00::/8 that is used for nothing else, such as fd12:3456:789a::1",
+            );
+        }
+    }
     for (i, interface) in spec.ignored_interfaces.iter().flatten().enumerate() {
         if interface == "*" || !is_interface(interface, "_.-*") {
             let message = format!("{interface:?} is not an interface name or a pattern for some");

@@ -9,6 +9,7 @@ mod flows;
 mod kill;
 mod lab;
 mod live;
+mod peering;
 mod repair;
 mod reports;
 mod rig;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             floating::cases(),
             flows::cases(),
             live::cases(),
+            peering::cases(),
         ]
         .concat(),
     )

@@ -65,7 +65,12 @@ pub(crate) struct Rig {
 impl Rig {
     /// Two hosts on one cable, without daemons.
     pub(crate) fn bare() -> anyhow::Result<Self> {
-        let mut topology = Topology::parse(Path::new("/nowhere/rig.clab.yml"), PAIR, &|_| None)?;
+        Self::raise(PAIR)
+    }
+
+    /// The hosts of a topology, without daemons.
+    pub(crate) fn raise(topology: &str) -> anyhow::Result<Self> {
+        let mut topology = Topology::parse(Path::new("/nowhere/rig.clab.yml"), topology, &|_| None)?;
         add_probe(&mut topology)?;
         let options = Options {
             margay: Some(margay()?),
@@ -122,6 +127,11 @@ impl Rig {
             .start(Some(&log))?;
         self.daemons.insert(host.to_owned(), daemon);
         Ok(())
+    }
+
+    /// The resources that every rig has.
+    pub(crate) fn apply_basics(&self) -> anyhow::Result<()> {
+        self.apply(RESOURCES)
     }
 
     /// `kill -9`.

@@ -9,12 +9,15 @@
 //! - the mesh: every node with every other, unless switched off; route reflectors stand outside it;
 //! - BGPPeers with `peerIP`: a router, for one node, for the selected nodes, or for all;
 //! - BGPPeers with `interface`: the router at the other end of that link, likewise;
-//! - BGPPeers with `peerSelector`: the selected nodes, and unless `reversePeering: Manual` these peer back.
+//! - BGPPeers with `peerSelector`: the selected nodes, and unless `reversePeering: Manual` these peer back;
+//! - BGPPeers with `localWorkloadSelector`: workloads of the node that are routers themselves ([`local`]).
 //!
 //! A session carries the family of its address, as people who come from BIRD and Calico expect; a peer with both
 //! families has two sessions. Towards a peer a node says only what is its own, unless it is a route reflector or a
 //! filter lets more pass. From the mesh only prefixes inside a pool are believed: a node that is compromised can
 //! hijack neither the default route nor the underlay.
+
+mod local;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,7 +26,8 @@ use std::time::Duration;
 use bgpd::NextHop;
 use bgpd::config::{Bfd, Family, NextHopMode, PeerAs, PeerConfig, Secret, SpeakerConfig, Ttl};
 use bgpd::filter::{
-    Action, Community, Filter, Operation, PeerType, PrefixMatch, PrefixOperator, RouteSource, Rule,
+    Action, Community, Filter, InterfacePattern, Operation, PeerType, PrefixMatch, PrefixOperator,
+    RouteSource, Rule,
 };
 use ipnetwork::IpNetwork;
 use policy::resource::Duration as ApiDuration;
@@ -33,6 +37,8 @@ use policy::resource::{
     NextHopMode as ApiNextHop, NodeSpec, ReversePeering, SecretKeyRef, SourceAddress,
 };
 use policy::selector::Selector;
+
+pub(super) use local::Workload;
 
 /// BGP carries a route's metric as LOCAL_PREF, the better the higher: this minus the metric.
 const PRIORITY_BASE: u32 = 2_147_483_647;
@@ -55,6 +61,10 @@ pub(super) struct World<'a> {
     pub secrets: &'a dyn Fn(&SecretKeyRef) -> Option<String>,
     /// This process takes over from one whose routes the kernel still has.
     pub restarting: bool,
+    /// The workloads of this node, in the order of their names.
+    pub workloads: Vec<Workload>,
+    /// The networks that this machine's interfaces are in, and the interfaces' names.
+    pub links: Vec<(IpNetwork, String)>,
 }
 
 /// The outcome: a configuration unless the node cannot speak BGP at all, and what was left out of it.
@@ -64,6 +74,22 @@ pub(super) struct Plan {
     pub config: Option<SpeakerConfig>,
     /// What could not be honoured, each a sentence that names its object.
     pub problems: Vec<String>,
+    /// Ways to peers that are named (`reachableBy`): prefix and gateway.
+    pub statics: BTreeMap<IpNetwork, IpAddr>,
+    /// Addresses that this node has for its workloads to peer with.
+    pub peering: BTreeSet<IpAddr>,
+}
+
+impl Plan {
+    /// No speaker, and why not.
+    pub(super) fn none(problems: Vec<String>) -> Self {
+        Self {
+            config: None,
+            problems,
+            statics: BTreeMap::new(),
+            peering: BTreeSet::new(),
+        }
+    }
 }
 
 /// The AS number of a node.
@@ -117,10 +143,7 @@ pub(super) fn plan(world: &World<'_>) -> Plan {
             "Node {}: not in the datastore yet, so it has no BGP identity",
             world.node
         ));
-        return Plan {
-            config: None,
-            problems,
-        };
+        return Plan::none(problems);
     };
     let v4 = node_address(me, false);
     let v6 = node_address(me, true);
@@ -129,10 +152,7 @@ pub(super) fn plan(world: &World<'_>) -> Plan {
             "Node {}: neither bgp.ipv4Address nor bgp.ipv6Address is set; BGP is off",
             world.node
         ));
-        return Plan {
-            config: None,
-            problems,
-        };
+        return Plan::none(problems);
     }
     let reflector = cluster_id(me);
     let router_id = match v4 {
@@ -195,14 +215,14 @@ pub(super) fn plan(world: &World<'_>) -> Plan {
     let refused = config.problems();
     if !refused.is_empty() {
         problems.extend(refused.iter().map(ToString::to_string));
-        return Plan {
-            config: None,
-            problems,
-        };
+        return Plan::none(problems);
     }
+    let statics = planner.ways(&mut problems);
     Plan {
         config: Some(config),
         problems,
+        statics,
+        peering: planner.peering().into_iter().flatten().collect(),
     }
 }
 
@@ -253,6 +273,7 @@ impl Planner<'_> {
                 let asn = as_number(configuration, node);
                 let mut peer = self.session(label, address, PeerAs::Fixed(asn));
                 peer.port = self.port;
+                peer.device = self.device(address, &BgpPeerSpec::default());
                 peer.description = MESH.into();
                 peer.local_address = node_address(self.me, v6);
                 let who = format!("BGPConfiguration: nodeMeshPassword for {}", peer.name);
@@ -289,24 +310,15 @@ impl Planner<'_> {
     ) {
         let complain =
             |problems: &mut Vec<String>, what: String| problems.push(format!("BGPPeer {name}: {what}"));
-        if spec.local_workload_selector.is_some() {
-            complain(
-                problems,
-                "spec.localWorkloadSelector is not supported yet; the peer is left out".into(),
-            );
-            return;
-        }
-        if spec.reachable_by.is_some() {
-            complain(
-                problems,
-                "spec.reachableBy is not supported yet; the kernel's own route to the peer is used".into(),
-            );
-        }
         let here = match self.applies_here(spec) {
             Ok(here) => here,
             Err(error) => return complain(problems, error),
         };
-        if let Some(interface) = &spec.interface {
+        if let Some(selector) = &spec.local_workload_selector {
+            if here {
+                self.of_workloads(name, spec, selector, peers, problems);
+            }
+        } else if let Some(interface) = &spec.interface {
             if !here {
                 return;
             }
@@ -337,6 +349,7 @@ impl Planner<'_> {
             if let Some(interface) = &interface {
                 on_link(&mut peer, interface);
             }
+            peer.device = self.device(address, spec);
             self.common(name, spec, &mut peer, problems);
             peers.push(peer);
         } else if let Some(text) = &spec.peer_selector {
@@ -362,6 +375,7 @@ impl Planner<'_> {
                     let asn = as_number(&self.world.configuration, node);
                     let mut peer = self.session(label, address, PeerAs::Fixed(asn));
                     peer.port = self.port;
+                    peer.device = self.device(address, spec);
                     self.common(name, spec, &mut peer, problems);
                     peers.push(peer);
                 }
@@ -418,13 +432,18 @@ impl Planner<'_> {
     }
 
     fn export_default(&self) -> Filter {
+        // Nobody else has a way to a workload that announced something, but through this node.
+        let of_workloads = self.has_workload_peers().then(local::passed_on);
         if self.reflector.is_some() {
-            return Filter::accept();
+            return Filter {
+                rules: of_workloads.into_iter().collect(),
+                default: Action::Accept,
+            };
         }
         let mut own = Rule::new(Action::Accept);
         own.source = Some(RouteSource::Local);
         Filter {
-            rules: vec![own],
+            rules: [own].into_iter().chain(of_workloads).collect(),
             default: Action::Reject,
         }
     }
@@ -569,14 +588,7 @@ fn filter_rule(place: &str, rule: &BgpFilterRule, problems: &mut Vec<String>) ->
         FilterAction::Reject => Action::Reject,
     };
     let mut out = Rule::new(action);
-    if rule.interface.is_some() {
-        problems.push(format!(
-            "{place}.interface is not honoured here: routes of a speaker have no interface"
-        ));
-        if action == Action::Accept {
-            return None;
-        }
-    }
+    out.interface = rule.interface.clone().map(InterfacePattern::new);
     if let Some(network) = rule.cidr {
         let operator = match rule.match_operator {
             Some(MatchOperator::Equal) | None => PrefixOperator::Equal,

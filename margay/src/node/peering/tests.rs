@@ -55,6 +55,8 @@ fn world(node_name: &str) -> World<'_> {
         pools: vec!["10.65.0.0/16".parse().unwrap()],
         secrets: &no_secrets,
         restarting: false,
+        workloads: Vec::new(),
+        links: Vec::new(),
     }
 }
 
@@ -362,4 +364,199 @@ fn bfd_of_a_peer_has_the_usual_intervals_unless_it_says_others() {
         ..Bfd::default()
     };
     assert_eq!((of("tor").bfd, of("b").bfd), (Some(expected), None));
+}
+
+fn rule(action: FilterAction, interface: Option<&str>) -> BgpFilterRule {
+    BgpFilterRule {
+        cidr: None,
+        prefix_length: None,
+        source: None,
+        interface: interface.map(Into::into),
+        match_operator: None,
+        peer_type: None,
+        communities: None,
+        as_path_prefix: None,
+        priority: None,
+        action,
+        operations: None,
+    }
+}
+
+fn workload(name: &str, color: &str, addresses: &[&str]) -> Workload {
+    Workload {
+        name: format!("default/{name}"),
+        labels: labels(&[("color", color)]),
+        interface: format!("cali{name}"),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+    }
+}
+
+#[test]
+fn a_way_to_a_peer_is_a_route_and_two_ways_are_a_problem() {
+    let mut world = world("a");
+    let by = |peer: &str, gateway: &str| BgpPeerSpec {
+        node: Some("a".into()),
+        peer_ip: Some(peer.into()),
+        as_number: Some(AsNumber(65000)),
+        reachable_by: Some(gateway.into()),
+        ..BgpPeerSpec::default()
+    };
+    world
+        .peers
+        .insert("one".into(), by("192.0.2.1:1179", "10.0.0.254"));
+    world.peers.insert("six".into(), by("2001:db8::1", "fd00::fe"));
+    world.peers.insert("two".into(), by("192.0.2.1", "10.0.0.253"));
+    world.peers.insert("zero".into(), by("192.0.2.9", "fd00::fe"));
+    let made = plan(&world);
+    assert_eq!(
+        made.statics,
+        BTreeMap::from([
+            ("192.0.2.1/32".parse().unwrap(), "10.0.0.254".parse().unwrap()),
+            ("2001:db8::1/128".parse().unwrap(), "fd00::fe".parse().unwrap()),
+        ])
+    );
+    let about: Vec<&str> = made.problems.iter().map(String::as_str).collect();
+    assert_eq!(
+        about,
+        [
+            "BGPPeer two: 192.0.2.1 is already a peer through one; this one is not used",
+            "BGPPeer two: spec.reachableBy: 192.0.2.1 is reached by 10.0.0.254 already; 10.0.0.253 is not used",
+            "BGPPeer zero: spec.reachableBy: 192.0.2.9 cannot be reached by fd00::fe",
+        ]
+    );
+    world.node = "b";
+    assert_eq!(plan(&world).statics, BTreeMap::new());
+}
+
+#[test]
+fn workloads_that_are_selected_are_peers_that_only_filters_believe() {
+    let mut world = world("a");
+    world.workloads = vec![
+        workload("vm1", "red", &["10.65.0.1", "fd65::1"]),
+        workload("vm2", "blue", &["10.65.0.2"]),
+    ];
+    let red = BgpPeerSpec {
+        local_workload_selector: Some("color == 'red'".into()),
+        as_number: Some(AsNumber(65401)),
+        filters: Some(vec!["children".into()]),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("red".into(), red);
+    let children = BgpFilterSpec {
+        import_v4: Some(vec![BgpFilterRule {
+            cidr: Some("10.123.0.0/16".parse().unwrap()),
+            match_operator: Some(MatchOperator::In),
+            ..rule(FilterAction::Accept, None)
+        }]),
+        ..BgpFilterSpec::default()
+    };
+    world.filters.insert("children".into(), children);
+
+    let without = plan(&world);
+    assert!(
+        without.problems[0].contains("localWorkloadPeeringIPV4"),
+        "{:?}",
+        without.problems
+    );
+    assert_eq!(without.peering, BTreeSet::new());
+    assert_eq!(without.config.unwrap().peers.len(), 3, "the mesh only");
+
+    world.configuration.local_workload_peering_ip_v4 = Some("169.254.0.179".into());
+    let made = plan(&world);
+    assert_eq!(made.problems, Vec::<String>::new());
+    assert_eq!(made.peering, BTreeSet::from(["169.254.0.179".parse().unwrap()]));
+    let config = made.config.unwrap();
+    let peer = config
+        .peers
+        .iter()
+        .find(|peer| peer.name == "red/default/vm1")
+        .unwrap();
+    assert!(
+        config
+            .peers
+            .iter()
+            .all(|peer| !peer.name.contains("vm2") && !peer.name.ends_with("vm1-ipv6"))
+    );
+    assert_eq!(
+        (peer.address, peer.local_address, peer.next_hop_v4),
+        (
+            "10.65.0.1".parse().unwrap(),
+            Some("169.254.0.179".parse().unwrap()),
+            Some("169.254.0.179".parse().unwrap())
+        )
+    );
+    assert_eq!(
+        (peer.asn, peer.next_hop),
+        (PeerAs::Fixed(65401), NextHopMode::SelfAddress)
+    );
+    assert_eq!(
+        (peer.import.rules.len(), peer.import.default),
+        (1, Action::Reject)
+    );
+    // Who peers with this node hears of what is behind the workload, and that the way is this node.
+    let other = config.peers.iter().find(|peer| peer.name == "b").unwrap();
+    assert_eq!(peer.routes_through(), Some("calivm1"));
+    assert_eq!(other.export.rules[1], local::passed_on());
+    assert_eq!(other.export.default, Action::Reject);
+
+    world.configuration.local_workload_peering_ip_v6 = Some("fd12::1".into());
+    let both = plan(&world);
+    assert!(
+        both.config
+            .unwrap()
+            .peers
+            .iter()
+            .any(|peer| peer.name == "red/default/vm1-ipv6")
+    );
+    assert_eq!(both.peering.len(), 2);
+    // Another node has its own workloads, and peers with none of these.
+    world.workloads.clear();
+    world.node = "b";
+    assert!(
+        plan(&world)
+            .config
+            .unwrap()
+            .peers
+            .iter()
+            .all(|peer| !peer.name.starts_with("red"))
+    );
+}
+
+#[test]
+fn a_rule_about_an_interface_is_kept_and_peers_know_theirs() {
+    let mut world = world("a");
+    world.configuration.node_to_node_mesh_enabled = Some(false);
+    world.links = vec![
+        ("0.0.0.0/0".parse().unwrap(), "wan".into()),
+        ("10.0.0.1/24".parse().unwrap(), "eth1".into()),
+    ];
+    let tor = |filter: Option<&str>, by: Option<&str>| BgpPeerSpec {
+        peer_ip: Some(if by.is_some() {
+            "192.0.2.1".into()
+        } else {
+            "10.0.0.254".into()
+        }),
+        as_number: Some(AsNumber(65000)),
+        filters: filter.map(|name| vec![name.into()]),
+        reachable_by: by.map(Into::into),
+        ..BgpPeerSpec::default()
+    };
+    world.peers.insert("near".into(), tor(None, None));
+    assert_eq!(plan(&world).config.unwrap().peers[0].device, None, "nobody asks");
+    let filter = BgpFilterSpec {
+        import_v4: Some(vec![rule(FilterAction::Reject, Some("eth*"))]),
+        ..BgpFilterSpec::default()
+    };
+    world.filters.insert("not-eth".into(), filter);
+    world.peers.insert("near".into(), tor(Some("not-eth"), None));
+    world.peers.insert("far".into(), tor(None, Some("10.0.0.253")));
+    let config = plan(&world).config.unwrap();
+    for peer in &config.peers {
+        assert_eq!(peer.device.as_deref(), Some("eth1"), "{}", peer.name);
+    }
+    let near = config.peers.iter().find(|peer| peer.name == "near").unwrap();
+    assert_eq!(
+        near.import.rules[0].interface,
+        Some(InterfacePattern::new("eth*"))
+    );
 }
