@@ -216,7 +216,7 @@ fn without_a_daemon_the_answer_is_what_to_do() {
     let world = World::new();
     let socket = world.path("margay.sock");
     let expected = format!(
-        "margay: no node daemon answers on {}: No such file or directory (os error 2)\n  \
+        "margay: no node daemon answers on {}: No such file or directory\n  \
          start one with `margay node run`, or name its socket with --socket\n",
         socket.display()
     );

@@ -22,7 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub enum ClientError {
     /// Nobody listens: the daemon is not running, or on another socket.
     #[error(
-        "no node daemon answers on {socket}: {reason}\n  start one with `margay node run`, or name its socket with --socket"
+        "no node daemon answers on {socket}: {}\n  start one with `margay node run`, or name its socket with --socket",
+        plain(reason)
     )]
     NotRunning {
         /// The socket tried.
@@ -32,7 +33,8 @@ pub enum ClientError {
     },
     /// The socket exists and is not for this user.
     #[error(
-        "not allowed to use {socket}: {reason}\n  the socket belongs to root and its group; try with sudo"
+        "not allowed to use {socket}: {}\n  the socket belongs to root and its group; try with sudo",
+        plain(reason)
     )]
     Forbidden {
         /// The socket tried.
@@ -214,6 +216,13 @@ impl Client {
             ClientError::NotRunning { socket, reason }
         }
     }
+}
+
+/// What the kernel said, without the number that only programmers know.
+fn plain(reason: &io::Error) -> String {
+    let text = reason.to_string();
+    let end = text.find(" (os error ").unwrap_or(text.len());
+    text.get(..end).unwrap_or(&text).to_owned()
 }
 
 fn broken(error: hyper::Error) -> ClientError {

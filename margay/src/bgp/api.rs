@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bgpd::net::Handle;
 use bgpd::speaker::Clear;
-use bgpd::view::{PrefixQuery, RouteQuery, RouteViewKind};
+use bgpd::view::{PeerSummary, PrefixQuery, RouteQuery, RouteViewKind};
 use bgpd::{Event, NextHop};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,37 @@ struct RoutesQuery {
     prefix: Option<String>,
 }
 
+/// Names in an error, not more than a person reads.
+const NAMED: usize = 12;
+
+/// The peer that is called so, is at that address, or on that interface.
+async fn peer_called(speaker: &Handle, wanted: &str) -> Result<PeerSummary, Failure> {
+    let peers = speaker.summary().await.map_err(stopped)?.peers;
+    if let Some(found) = peers.iter().find(|peer| is_called(peer, wanted)) {
+        return Ok(found.clone());
+    }
+    let names: Vec<String> = peers.into_iter().map(|peer| peer.name).collect();
+    Err(Failure(StatusCode::NOT_FOUND, nobody_called(wanted, &names)))
+}
+
+/// Whether a peer is meant: by name, by address, or by the link that it is on.
+pub(crate) fn is_called(peer: &PeerSummary, wanted: &str) -> bool {
+    let on_link =
+        |interface: &String| interface == wanted || format!("{}%{interface}", peer.address) == wanted;
+    peer.name == wanted || wanted.parse() == Ok(peer.address) || peer.interface.as_ref().is_some_and(on_link)
+}
+
+/// Nobody is called so; and who there is.
+pub(crate) fn nobody_called(wanted: &str, names: &[String]) -> String {
+    let shown = names.get(..NAMED).unwrap_or(names).join(", ");
+    let there = match names.len() {
+        0 => return format!("no peer is called or has the address {wanted}: none is configured"),
+        count if count > NAMED => format!("{shown} and {} more", count - NAMED),
+        _ => shown,
+    };
+    format!("no peer is called or has the address {wanted}; there are: {there}")
+}
+
 async fn routes<S: HasSpeaker>(
     State(source): State<S>,
     Query(query): Query<RoutesQuery>,
@@ -97,9 +128,13 @@ async fn routes<S: HasSpeaker>(
                 .map_err(|_| bad(format!("{text:?} is not an address")))?,
         )),
     };
+    let peer = match &query.peer {
+        Some(wanted) => Some(peer_called(&speaker, wanted).await?.name),
+        None => None,
+    };
     let query = RouteQuery {
         view,
-        peer: query.peer,
+        peer,
         prefix,
         limit: 0,
     };
@@ -144,22 +179,17 @@ async fn clear<S: HasSpeaker>(
         ClearWhat::In => Clear::In,
         ClearWhat::Out => Clear::Out,
     };
+    let meant = match &request.peer {
+        Some(wanted) => vec![peer_called(&speaker, wanted).await?],
+        None => speaker.summary().await.map_err(stopped)?.peers,
+    };
     let mut cleared = Vec::new();
-    for peer in speaker.summary().await.map_err(stopped)?.peers {
-        let meant = |wanted: &String| peer.name == *wanted || peer.address.to_string() == *wanted;
-        if request.peer.as_ref().is_none_or(meant)
-            && speaker.clear(&peer.name, what).await.map_err(stopped)?
-        {
+    for peer in meant {
+        if speaker.clear(&peer.name, what).await.map_err(stopped)? {
             cleared.push(peer.name);
         }
     }
-    match request.peer {
-        Some(peer) if cleared.is_empty() => Err(Failure(
-            StatusCode::NOT_FOUND,
-            format!("no peer is called or has the address {peer}"),
-        )),
-        _ => Ok(Json(cleared).into_response()),
-    }
+    Ok(Json(cleared).into_response())
 }
 
 /// Takes the speaker out of service or back in (`POST /v1/bgp/drain`).

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 
 use super::output::{Columns, Format, OutputArgs, age, counted, emit, emit_line, emit_structured};
 use super::{Global, bgp_nodes, examples, tor_config};
-use crate::bgp::api::{Change, ClearRequest, ClearWhat, DrainRequest};
+use crate::bgp::api::{Change, ClearRequest, ClearWhat, DrainRequest, is_called, nobody_called};
 use crate::bgp::{file, run as speaker};
 use crate::logging;
 
@@ -73,7 +73,7 @@ pub(super) struct WatchArgs {
 #[derive(Debug, Args)]
 pub(super) struct ClearArgs {
     /// Name or address of the peer
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(conflicts_with = "all")]
     peer: Option<String>,
     /// All peers
     #[arg(long)]
@@ -286,6 +286,10 @@ fn change_line(change: &Change) -> String {
 }
 
 async fn clear(global: &Global, args: ClearArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        args.all || args.peer.is_some(),
+        "which peer? Name one (`margay bgp summary` lists them), or say --all"
+    );
     let request = ClearRequest {
         peer: args.peer,
         what: match args.soft {
@@ -357,6 +361,9 @@ pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
     if !counts.is_empty() {
         text.push_str(&format!("; prefixes: {}", counts.join(", ")));
     }
+    if summary.drain {
+        text.push_str("; draining: others are asked to prefer other ways");
+    }
     text.push_str("\n\n");
     if summary.peers.is_empty() {
         text.push_str("no peers are configured\n");
@@ -408,15 +415,9 @@ async fn neighbors(global: &Global, args: &NeighborsArgs) -> anyhow::Result<()> 
     let mut found: Vec<Neighbor> = global.client().fetch("/v1/bgp/neighbors").await?;
     if let Some(wanted) = &args.peer {
         let known: Vec<String> = found.iter().map(|n| n.summary.name.clone()).collect();
-        found.retain(|n| {
-            let s = &n.summary;
-            s.name == *wanted || s.address.to_string() == *wanted || place(s) == *wanted
-        });
+        found.retain(|n| is_called(&n.summary, wanted));
         if found.is_empty() {
-            anyhow::bail!(
-                "no peer is called or has the address {wanted}; there are: {}",
-                list(&known)
-            );
+            anyhow::bail!(nobody_called(wanted, &known));
         }
     }
     if emit_structured(args.output.form, &found)? {
@@ -446,6 +447,9 @@ fn describe(n: &Neighbor) -> String {
         n.local_asn
     );
     let mut line = |label: &str, value: String| text.push_str(&format!("  {label:<18} {value}\n"));
+    if !s.description.is_empty() {
+        line("description", s.description.clone());
+    }
     line("state", format!("{} for {}", s.state, age(s.since_seconds)));
     if let Some(error) = &s.last_error {
         line("last error", error.clone());
@@ -626,11 +630,30 @@ async fn routes(global: &Global, args: &RoutesArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     if found.is_empty() {
-        emit_line("no such routes");
+        emit_line(&no_routes(global, view, args.peer.as_deref()).await?);
         return Ok(());
     }
     emit(&routes_table(&found, args.output.form == Format::Wide));
     Ok(())
+}
+
+/// Why there is nothing to show, where that is easily misread.
+async fn no_routes(global: &Global, view: View, peer: Option<&str>) -> anyhow::Result<String> {
+    let Some(wanted) = peer else {
+        return Ok("no such routes".into());
+    };
+    let summary: Summary = global.client().fetch("/v1/bgp/summary").await?;
+    let mut down = summary
+        .peers
+        .iter()
+        .filter(|peer| peer.state != State::Established);
+    Ok(match down.find(|peer| is_called(peer, wanted)) {
+        Some(peer) if matches!(view, View::Advertised | View::Withheld) => {
+            format!("nothing is given to {}: its session is {}", peer.name, peer.state)
+        }
+        Some(peer) => format!("no such routes: the session with {} is {}", peer.name, peer.state),
+        None => "no such routes".into(),
+    })
 }
 
 /// Routes in FRR's manner: `*>` best, `*=` used beside it, `*` lost, `!` refused, `S` stale.
@@ -673,10 +696,13 @@ pub(crate) fn routes_table(routes: &[Route], wide: bool) -> String {
         }
         table.row(row);
     }
-    format!(
-        "*> best, *= used beside it, * lost, ! refused, S stale; origin: i IGP, e EGP, ? incomplete\n{}",
-        table.render()
-    )
+    let outwards = |status| matches!(status, RouteStatus::Advertised | RouteStatus::Withheld);
+    let marks = if routes.iter().all(|route| outwards(route.status)) {
+        ">> given, > not given"
+    } else {
+        "*> best, *= used beside it, * lost, ! refused, S stale"
+    };
+    format!("{marks}; origin: i IGP, e EGP, ? incomplete\n{}", table.render())
 }
 
 /// Percent-escapes what a query string cannot carry.
