@@ -327,7 +327,7 @@ spec: {workloadSourceSpoofing: Any}
 fn learned(rig: &Rig, host: &str, prefix: &str) -> anyhow::Result<Option<String>> {
     let words = ["bgp", "routes", "accepted", prefix, "-o", "json"];
     let said: Value = serde_json::from_str(&rig.margay(host, &words)?)?;
-    let hop = &said[0]["next_hop"];
+    let hop = &said[0]["nextHop"];
     Ok(hop.as_str().map(str::to_owned))
 }
 
