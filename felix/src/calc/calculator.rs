@@ -18,15 +18,15 @@ use ipnetwork::IpNetwork;
 use policy::compile::Incremental;
 use policy::model::{self, Endpoint, EndpointId, Model, Replaced, SetKey};
 use policy::resource::{
-    EndpointToHostAction, FelixConfigurationSpec, FilterDenyAction, Per, Resource, Switch,
-    WorkloadSourceSpoofing,
+    EndpointToHostAction, FelixConfigurationSpec, FilterDenyAction, NatOutgoingExclusions, Per, Port,
+    Resource, Switch, WorkloadSourceSpoofing,
 };
 use serde_json::Value;
 
 use super::{Desired, Exchanged, LocalEndpoint, LocalRoute, Stored, World, floating, hosts, routes};
 use crate::config::AgentConfig;
 use crate::nft::ruleset::{Limit, RateUnit};
-use crate::render::{self, DenyAction, HostAction};
+use crate::render::{self, DenyAction, HostAction, NatOutgoing};
 use crate::status::Problem;
 
 /// More changed objects than this at once, and more than one in [`MANY_OF`] of all, are not followed one by one.
@@ -353,7 +353,7 @@ impl State {
                 deny: self.deny(),
                 cuts: self.cuts(),
                 log_limit: self.log_limit(),
-                nat_pools: self.pools.translated(),
+                nat: self.nat_outgoing(),
                 pools: self.pools.all(),
                 floating: self.floating.clone(),
                 nodes: self.nodes(),
@@ -393,6 +393,25 @@ impl State {
         }
     }
 
+    fn spares_nodes(&self) -> bool {
+        self.configuration.nat_outgoing_exclusions == Some(NatOutgoingExclusions::IpPoolsAndHostIps)
+    }
+
+    fn nat_outgoing(&self) -> NatOutgoing {
+        NatOutgoing {
+            pools: self.pools.translated(),
+            address: self.configuration.nat_outgoing_address,
+            ports: match self.configuration.nat_port_range {
+                Some(Port::Range {
+                    first: first @ 1..,
+                    last,
+                }) => Some((first, last)),
+                Some(_) | None => None,
+            },
+            spares_nodes: self.spares_nodes(),
+        }
+    }
+
     fn log_limit(&self) -> Limit {
         let Some(asked) = self.configuration.log_action_rate_limit else {
             return render::LOG_LIMIT;
@@ -419,7 +438,7 @@ impl State {
 
     /// Addresses of the nodes, where something depends on what is inside the cluster.
     fn nodes(&self) -> Vec<IpNetwork> {
-        if !render::has_classes(self.program.program()) {
+        if !render::has_classes(self.program.program()) && !self.spares_nodes() {
             return Vec::new();
         }
         let sets = self.model.sets.iter();

@@ -552,3 +552,54 @@ fn what_takes_a_floating_address_away_is_followed() {
     assert!(!has_it(&tell(&mut calculator, &node)), "a node's");
     assert!(has_it(&tell(&mut calculator, &(node.0, None, 12))));
 }
+
+#[test]
+fn addresses_that_leave_become_what_the_configuration_says() {
+    let told = |spec: serde_json::Value| {
+        let mut events = base();
+        let pool = |name: &str, cidr: &str| {
+            let pool = json!({"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": name},
+                              "spec": {"cidr": cidr, "natOutgoing": true}});
+            object("ippools", name, pool, 20)
+        };
+        let kinds = [
+            (
+                "nodes",
+                "n9",
+                "Node",
+                json!({"bgp": {"ipv4Address": "192.0.2.9/24", "ipv6Address": "fd09::9/64"}}),
+            ),
+            ("felixconfigurations", "default", "FelixConfiguration", spec),
+        ];
+        events.extend([pool("nat4", "10.66.0.0/16"), pool("nat6", "fd66::/64")]);
+        events.extend(kinds.map(|(plural, name, kind, spec)| {
+            let value = json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec});
+            object(plural, name, value, 21)
+        }));
+        let table = told(&events).table;
+        let chain = table.chains["nat-out"].to_string();
+        let spared = table.sets["pools4"].to_string().contains("192.0.2.9");
+        assert_eq!(table.sets["pools6"].to_string().contains("fd09::9"), spared);
+        (chain, spared)
+    };
+    let (chain, spared) = told(json!({}));
+    assert!(
+        !spared && chain.matches("masquerade comment").count() == 2,
+        "{chain}"
+    );
+    let (chain, spared) = told(json!({"natOutgoingExclusions": "IPPoolsAndHostIPs"}));
+    assert!(
+        spared && chain.matches("masquerade comment").count() == 2,
+        "{chain}"
+    );
+    let (chain, _) = told(json!({"natOutgoingAddress": "203.0.113.7", "natPortRange": "40000:50000"}));
+    // IPv6 has no such address. Whatever has no ports is translated without any.
+    for (form, count) in [
+        ("snat ip to 203.0.113.7:40000-50000 comment", 1),
+        ("snat ip to 203.0.113.7 comment", 1),
+        ("masquerade to :40000-50000 comment", 1),
+        ("masquerade comment", 1),
+    ] {
+        assert_eq!(chain.matches(form).count(), count, "{form}:\n{chain}");
+    }
+}

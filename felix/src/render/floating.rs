@@ -103,7 +103,7 @@ fn chain(table: &mut Table, verb: &str, external: IpAddr, end: End, to: IpAddr) 
         Chain::new(&name).rule(
             Rule::new()
                 .counter()
-                .then(Statement::Translate { end, to })
+                .then(Statement::Translate { end, to, ports: None })
                 .comment("floating address"),
         ),
     );

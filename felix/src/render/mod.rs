@@ -38,7 +38,7 @@ mod sets;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -48,7 +48,7 @@ use qos::Kind;
 use crate::config::{AgentConfig, TABLE, TABLE_COMMENT};
 use crate::flowlog::{self, Reason, Tag};
 use crate::nft::ruleset::{
-    Base, Chain, ChainType, CtStates, Element, Field, Hook, KeyType, LOG_PREFIX_MAX, Limit, Log, Map,
+    Base, Chain, ChainType, CtStates, Element, End, Field, Hook, KeyType, LOG_PREFIX_MAX, Limit, Log, Map,
     MarkSource, Match, Op, Policy, RateUnit, Reject, Rule, Set, Statement, Table, Value, Verdict,
 };
 
@@ -97,6 +97,19 @@ pub const LOG_LIMIT: Limit = Limit {
     over: false,
 };
 
+/// `natOutgoing`: pools whose addresses do not leave the cluster, and how they are translated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NatOutgoing {
+    /// Networks of the pools.
+    pub pools: Vec<IpNetwork>,
+    /// What IPv4 addresses become (`natOutgoingAddress`); the address of the interface by which a packet leaves.
+    pub address: Option<Ipv4Addr>,
+    /// First and last port that TCP and UDP are given (`natPortRange`); any.
+    pub ports: Option<(u16, u16)>,
+    /// Whether nodes are told the workload's own address too (`natOutgoingExclusions: IPPoolsAndHostIPs`).
+    pub spares_nodes: bool,
+}
+
 /// Everything a table depends on.
 #[derive(Debug)]
 pub struct Input<'a> {
@@ -113,13 +126,13 @@ pub struct Input<'a> {
     pub cuts: bool,
     /// How often each `Log` rule tells of a packet (`logActionRateLimit`).
     pub log_limit: Limit,
-    /// Networks of pools with `natOutgoing`.
-    pub nat_pools: Vec<IpNetwork>,
+    /// What leaves the cluster with another address.
+    pub nat: NatOutgoing,
     /// Networks of all pools: within them nothing is translated.
     pub pools: Vec<IpNetwork>,
     /// Floating addresses of this node's workloads, with the address that each stands for.
     pub floating: BTreeMap<IpAddr, IpAddr>,
-    /// Addresses of the nodes; needed only where [`has_classes`] says so.
+    /// Addresses of the nodes; needed only where [`has_classes`] or [`NatOutgoing::spares_nodes`] says so.
     pub nodes: Vec<IpNetwork>,
     /// Names of chains and sets the kernel refused, with its message. What needs them is rendered as a drop.
     pub quarantine: &'a BTreeMap<String, String>,
@@ -465,9 +478,10 @@ fn host(input: &Input<'_>, table: &mut Table) {
     table.add_chain(chain);
 }
 
-/// Masquerade for pools that ask for it, towards everything outside all pools.
+/// Other addresses for pools that ask for it, towards everything outside all pools.
 fn nat(input: &Input<'_>, table: &mut Table) {
-    if input.nat_pools.is_empty() {
+    let nat = &input.nat;
+    if nat.pools.is_empty() {
         return;
     }
     let base = Base {
@@ -484,20 +498,45 @@ fn nat(input: &Input<'_>, table: &mut Table) {
         let key = if v6 { KeyType::Ipv6Addr } else { KeyType::Ipv4Addr };
         let cover =
             |networks: &[IpNetwork]| sets::cover(networks.iter().filter(|network| network.is_ipv6() == v6));
-        let sources = cover(&input.nat_pools);
+        let sources = cover(&nat.pools);
         if sources.is_empty() {
             continue;
         }
         table.add_set(Set::interval(from, key).with(sources));
-        table.add_set(Set::interval(pools, key).with(cover(&input.pools)));
-        chain = chain.rule(
+        let spared = if nat.spares_nodes {
+            input.nodes.as_slice()
+        } else {
+            &[]
+        };
+        let inside: Vec<IpNetwork> = input.pools.iter().chain(spared).copied().collect();
+        table.add_set(Set::interval(pools, key).with(cover(&inside)));
+        let leaves = || {
             Rule::new()
                 .in_set([source], Op::Eq, from)
                 .in_set([destination], Op::Ne, pools)
-                .counter()
-                .then(Statement::Masquerade)
-                .comment("natOutgoing"),
-        );
+        };
+        let translated = |ports| match nat.address.filter(|_| !v6) {
+            Some(address) => Statement::Translate {
+                end: End::Source,
+                to: address.into(),
+                ports,
+            },
+            None => Statement::Masquerade { ports },
+        };
+        if nat.ports.is_some() {
+            let with_ports = [libc::IPPROTO_TCP, libc::IPPROTO_UDP].map(|protocol| {
+                // Protocol numbers of these two are below 256.
+                Element::one(Value::Proto(u8::try_from(protocol).unwrap_or_default()))
+            });
+            chain = chain.rule(
+                leaves()
+                    .one_of(Field::L4Proto, Op::Eq, with_ports)
+                    .counter()
+                    .then(translated(nat.ports))
+                    .comment("natOutgoing, natPortRange"),
+            );
+        }
+        chain = chain.rule(leaves().counter().then(translated(None)).comment("natOutgoing"));
     }
     table.add_chain(chain);
 }

@@ -377,11 +377,29 @@ fn table() -> Table {
     };
     let masquerade = Rule::new()
         .equals(Field::Oifname, name("eth0"))
-        .then(Statement::Masquerade);
-    table.add_chain(Chain::base("b-nat", nat).rule(masquerade));
+        .then(Statement::Masquerade { ports: None });
+    let tcp = || Rule::new().equals(Field::L4Proto, Value::Proto(6));
+    let to_ports = |first, last| {
+        tcp().then(Statement::Masquerade {
+            ports: Some((first, last)),
+        })
+    };
+    table.add_chain(
+        Chain::base("b-nat", nat)
+            .rule(masquerade)
+            .rule(to_ports(1000, 2000))
+            .rule(to_ports(1000, 1000)),
+    );
     let translate = |end, to: &str| {
         let to = to.parse().unwrap();
-        Rule::new().then(Statement::Translate { end, to })
+        Rule::new().then(Statement::Translate { end, to, ports: None })
+    };
+    let to_address = |to: &str| {
+        tcp().then(Statement::Translate {
+            end: End::Source,
+            to: to.parse().unwrap(),
+            ports: Some((1000, 2000)),
+        })
     };
     let dnat = Base {
         hook: Hook::Prerouting,
@@ -391,7 +409,9 @@ fn table() -> Table {
     table.add_chain(
         Chain::base("b-snat", nat)
             .rule(translate(End::Source, "192.0.2.7"))
-            .rule(translate(End::Source, "fd00::7")),
+            .rule(translate(End::Source, "fd00::7"))
+            .rule(to_address("192.0.2.7"))
+            .rule(to_address("fd00::7")),
     );
     table.add_chain(
         Chain::base("b-dnat", dnat)
@@ -401,6 +421,7 @@ fn table() -> Table {
                     .then(Statement::Translate {
                         end: End::Destination,
                         to: "10.0.0.7".parse().unwrap(),
+                        ports: None,
                     }),
             )
             .rule(translate(End::Destination, "fd00::7")),

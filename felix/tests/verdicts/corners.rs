@@ -607,6 +607,23 @@ fn nat_outgoing() {
             assert_eq!((name.as_str(), packet.src), (place, v4(1)));
         }
     }
+    // Another address and few ports; what has no ports gets the address alone.
+    let felix = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"},
+                       "spec": {"natOutgoingAddress": "198.51.100.7", "natPortRange": "50000:50009"}});
+    let pools = [pool("v4", "10.0.0.0/24", true), pool("v6", "fd00::/112", true)];
+    site.apply(&with(base(), pools.into_iter().chain([deny, felix])));
+    site.assert_listing_loads_again();
+    let far: [IpAddr; 2] = ["203.0.113.10".parse().unwrap(), "2001:db8:9::10".parse().unwrap()];
+    let address: IpAddr = "198.51.100.7".parse().unwrap();
+    for ((src, far), expected) in [v4(1), v6(1)].into_iter().zip(far).zip([address, own[1]]) {
+        let number = site.probe("caliweb", &udp(src, far, 7));
+        let all = site.settled();
+        let found = all.iter().find(|(_, packet)| packet.number() == Some(number));
+        let (place, packet) = found.unwrap();
+        assert_eq!((place.as_str(), packet.src), (OUTSIDE, expected));
+        let port = u16::from_be_bytes(packet.transport[..2].try_into().unwrap());
+        assert!((50000..=50009).contains(&port), "{port}");
+    }
 }
 
 fn floating() {

@@ -122,6 +122,29 @@ pub(in super::super) fn split_comment(comment: &str) -> Option<(&str, u64)> {
     Some((text, u64::from_str_radix(hash, 16).ok()?))
 }
 
+/// Where the ports of a translation are.
+#[derive(Clone, Copy, Default)]
+struct PortRegisters {
+    min: Option<u32>,
+    max: Option<u32>,
+}
+
+impl PortRegisters {
+    /// The attributes: flags, register of the first port, of the last one.
+    fn append(self, buffer: &mut Buffer, [flags, min, max]: [u16; 3]) {
+        /// Of `linux/netfilter/nf_nat.h`.
+        const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
+        if self.min.is_some() {
+            buffer.be32(flags, NF_NAT_RANGE_PROTO_SPECIFIED);
+        }
+        for (kind, register) in [(min, self.min), (max, self.max)] {
+            if let Some(register) = register {
+                buffer.be32(kind, register);
+            }
+        }
+    }
+}
+
 /// FNV-1a, 64 bits: the same on every machine and in every release of the compiler.
 struct Fnv(u64);
 
@@ -222,12 +245,35 @@ impl Encoder {
                 });
             }
             Statement::NoTrack => self.buffer.nest(1, |b| b.text(1, "notrack")),
-            Statement::Masquerade => self.expression("masq", |_| {}),
-            Statement::Translate { end, to } => self.translate(*end, *to),
+            Statement::Masquerade { ports } => {
+                let range = self.nat_ports(*ports, REG_1);
+                // `NFTA_MASQ_FLAGS`, `NFTA_MASQ_REG_PROTO_MIN`, `NFTA_MASQ_REG_PROTO_MAX`.
+                self.expression("masq", |b| range.append(b, [1, 2, 3]));
+            }
+            Statement::Translate { end, to, ports } => self.translate(*end, *to, *ports),
         }
     }
 
-    fn translate(&mut self, end: End, to: IpAddr) {
+    /// Loads the ports into registers from `first` on.
+    fn nat_ports(&mut self, ports: Option<(u16, u16)>, first: u32) -> PortRegisters {
+        let Some((low, high)) = ports else {
+            return PortRegisters::default();
+        };
+        let mut load = |port: u16, register: u32| {
+            self.expression("immediate", |b| {
+                b.be32(1, register);
+                b.nest(2, |b| b.bytes(1, &port.to_be_bytes()));
+            });
+            register
+        };
+        let min = load(low, first);
+        PortRegisters {
+            min: Some(min),
+            max: (low != high).then(|| load(high, first + 1)),
+        }
+    }
+
+    fn translate(&mut self, end: End, to: IpAddr, ports: Option<(u16, u16)>) {
         // `NFTA_NAT_TYPE`: `NFT_NAT_SNAT`, `NFT_NAT_DNAT`.
         let kind = match end {
             End::Source => 0,
@@ -241,11 +287,13 @@ impl Encoder {
             b.be32(1, REG_1);
             b.nest(2, |b| b.bytes(1, &address));
         });
-        // `NFTA_NAT_FAMILY`, `NFTA_NAT_REG_ADDR_MIN`.
+        let range = self.nat_ports(ports, REG_1 + 1);
+        // `NFTA_NAT_FAMILY`, `NFTA_NAT_REG_ADDR_MIN`, `NFTA_NAT_FLAGS`, `NFTA_NAT_REG_PROTO_MIN`, `NFTA_NAT_REG_PROTO_MAX`.
         self.expression("nat", |b| {
             b.be32(1, kind);
             b.be32(2, family.cast_unsigned());
             b.be32(3, REG_1);
+            range.append(b, [7, 5, 6]);
         });
     }
 

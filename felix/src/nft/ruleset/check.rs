@@ -244,7 +244,7 @@ impl Table {
                     | Statement::VerdictMap { .. }
                     | Statement::InlineVerdictMap { .. }
                     | Statement::Reject(_)
-                    | Statement::Masquerade
+                    | Statement::Masquerade { .. }
                     | Statement::Translate { .. }
             );
         }
@@ -293,7 +293,7 @@ impl Table {
             | Statement::Reject(_)
             | Statement::NoTrack
             | Statement::Trace
-            | Statement::Masquerade
+            | Statement::Masquerade { .. }
             | Statement::Translate { .. } => Ok(()),
         }
     }
@@ -628,7 +628,7 @@ mod tests {
             messages(&table),
             ["chain c-b rule 0: jumps in a circle: c-a, c-b and c-a again"]
         );
-        table.add_chain(Chain::new("c-b").rule(Rule::new().then(Statement::Masquerade)));
+        table.add_chain(Chain::new("c-b").rule(Rule::new().then(Statement::Masquerade { ports: None })));
         assert_eq!(messages(&table), [""; 0]);
         table.add_chain(Chain::base("b-in", Base::filter(Hook::Input, 0)).rule(jump("c-a")));
         let message = "chain c-b rule 0: masquerade: not possible in a chain of type filter in hook input";

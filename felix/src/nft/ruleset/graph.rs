@@ -151,7 +151,7 @@ pub(crate) fn map_leads_nowhere_new(before: &Map, after: &Map) -> bool {
 fn is_limited(statement: &Statement) -> bool {
     matches!(
         statement,
-        Statement::Masquerade
+        Statement::Masquerade { .. }
             | Statement::Translate { .. }
             | Statement::Reject(_)
             | Statement::Match(Match::ReversePath { .. })
@@ -183,7 +183,7 @@ fn targets<'a>(table: &'a Table, rule: &'a Rule) -> impl Iterator<Item = &'a str
 /// What the kernel's `validate` functions of the expressions ask for.
 fn fits(statement: &Statement, base: Base) -> bool {
     match statement {
-        Statement::Masquerade => base.kind == ChainType::Nat && base.hook == Hook::Postrouting,
+        Statement::Masquerade { .. } => base.kind == ChainType::Nat && base.hook == Hook::Postrouting,
         Statement::Translate { end, .. } => {
             let hooks = match end {
                 End::Source => [Hook::Postrouting, Hook::Input],
@@ -232,7 +232,7 @@ mod tests {
             // Not the chain of that name.
             chain([jump("m")]),
             chain([map("a")]),
-            chain([Rule::new().then(Statement::Masquerade)]),
+            chain([Rule::new().then(Statement::Masquerade { ports: None })]),
         ];
         for after in other {
             assert!(!leads_nowhere_new(&before, &after), "{after:?}");

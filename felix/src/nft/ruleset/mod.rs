@@ -450,7 +450,10 @@ pub enum Statement {
     /// Has the kernel tell (`NFNLGRP_NFTRACE`) which rules the packet meets from here on.
     Trace,
     /// Replaces the source address by the one of the outgoing interface. Only in nat postrouting.
-    Masquerade,
+    Masquerade {
+        /// First and last port to be used; any. Only for packets of a protocol with ports: match that before.
+        ports: Option<(u16, u16)>,
+    },
     /// `snat ip to a`, `dnat ip6 to a`: replaces an address of the connection by this one. Only in chains of type nat
     /// where that end is still to be chosen, and only for packets of the address's family: match that before.
     Translate {
@@ -458,6 +461,8 @@ pub enum Statement {
         end: End,
         /// What it becomes.
         to: IpAddr,
+        /// First and last port to be used, as for [`Statement::Masquerade`].
+        ports: Option<(u16, u16)>,
     },
 }
 

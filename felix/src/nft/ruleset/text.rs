@@ -178,14 +178,34 @@ impl Display for Statement {
             Statement::Reject(reject) => reject.fmt(f),
             Statement::Trace => f.write_str("meta nftrace set 1"),
             Statement::NoTrack => f.write_str("notrack"),
-            Statement::Masquerade => f.write_str("masquerade"),
-            Statement::Translate { end, to } => {
+            Statement::Masquerade { ports: None } => f.write_str("masquerade"),
+            Statement::Masquerade { ports: Some(ports) } => write!(f, "masquerade to :{}", Ports(*ports)),
+            Statement::Translate { end, to, ports } => {
                 let verb = match end {
                     End::Source => "snat",
                     End::Destination => "dnat",
                 };
-                write!(f, "{verb} {} to {to}", if to.is_ipv4() { "ip" } else { "ip6" })
+                let family = if to.is_ipv4() { "ip" } else { "ip6" };
+                match (to, ports) {
+                    (_, None) => write!(f, "{verb} {family} to {to}"),
+                    (IpAddr::V4(_), Some(ports)) => write!(f, "{verb} {family} to {to}:{}", Ports(*ports)),
+                    (IpAddr::V6(_), Some(ports)) => write!(f, "{verb} {family} to [{to}]:{}", Ports(*ports)),
+                }
             }
+        }
+    }
+}
+
+/// The first and the last port.
+struct Ports((u16, u16));
+
+impl Display for Ports {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let (first, last) = self.0;
+        if first == last {
+            write!(f, "{first}")
+        } else {
+            write!(f, "{first}-{last}")
         }
     }
 }
