@@ -386,8 +386,10 @@ fn restart() {
         many_policies(&mut next);
         let took = next.in_sync();
         let messages = next.agent().status().counters.nft_messages;
+        let calculation = next.agent().status().counters.calculation_time;
         println!(
-            "restart on the same table (bar: 0.5 s): {took:.1?} from the last event, {messages} messages sent"
+            "restart on the same table: {took:.1?} from the last event, {calculation:.1?} of it calculation, the rest \
+             adopting (bar: 0.5 s); {messages} messages sent"
         );
         node = next;
     }

@@ -69,6 +69,8 @@ pub struct Problem {
 pub struct Counters {
     /// Calculations of the desired state.
     pub calculations: u64,
+    /// Time in them.
+    pub calculation_time: Duration,
     /// Runs of the kernel side, whether or not they changed anything.
     pub applies: u64,
     /// Runs that failed and will be tried again.

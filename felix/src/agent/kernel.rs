@@ -48,6 +48,8 @@ impl Kernel {
     /// Opens the sockets in the namespace of the calling thread and reads what is there. Nothing is written.
     pub(super) fn open() -> io::Result<Self> {
         let writer = nft::Writer::spawn(TABLE, nft::Options::default())?;
+        // The store takes its time; meanwhile the table of an earlier agent is read.
+        writer.prepare();
         let mut kernel = Self {
             writer,
             rtnl: Rtnl::open().map_err(io::Error::other)?,

@@ -20,15 +20,15 @@ use crate::nft::ApplyError;
 use crate::reconcile::{Quarantine, Window};
 use crate::routetable::{Class, Target};
 use crate::status::{EndpointStatus, Problem, RouteView, Status};
-use crate::sys::{links, rtnl};
+use crate::sys::{links, memory, rtnl};
 
 /// How long after a failure, or a route that could not be written, the next try is made.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long after a change of the table connections are judged a second time: a packet that the old table had let through
 /// may confirm its connection only after the first time.
 const JUDGE_AGAIN: Duration = Duration::from_millis(100);
-/// A model of more endpoints and policies than this is copied for others at most once in so long: a copy takes
-/// milliseconds.
+/// A model of more endpoints and policies than this is given to others at most once in so long: a copy costs nothing, but
+/// they make an index of it.
 const LARGE_MODEL: usize = 2000;
 const COPY_REST: Duration = Duration::from_secs(2);
 /// How many events are taken in before anything else is looked at.
@@ -483,12 +483,18 @@ impl Owner {
     }
 
     fn calculate(&mut self) {
+        let begun = Instant::now();
         self.kernel.counters.calculations += 1;
         if !self.quarantine.is_empty() {
             let open = self.calculator.calculate(&BTreeMap::new());
             self.quarantine.lift(&open.table);
         }
         let desired = self.calculator.calculate(self.quarantine.reasons());
+        self.kernel.counters.calculation_time += begun.elapsed();
+        if self.calculator.began_anew() {
+            // What building it left behind is as large as what was built.
+            memory::give_back();
+        }
         let before = self.desired.as_ref();
         let problems_changed = before.is_none_or(|before| !Arc::ptr_eq(&before.problems, &desired.problems));
         for problem in desired.problems.iter().filter(|_| problems_changed) {

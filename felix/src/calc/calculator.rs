@@ -56,6 +56,8 @@ pub struct Calculator {
     blocks_changed: bool,
     state: Option<State>,
     cache: render::Cache,
+    /// The last calculation began from the objects.
+    began_anew: bool,
 }
 
 impl Calculator {
@@ -68,6 +70,7 @@ impl Calculator {
             blocks_changed: false,
             state: None,
             cache: render::Cache::default(),
+            began_anew: false,
         }
     }
 
@@ -158,16 +161,25 @@ impl Calculator {
         }
     }
 
+    /// Whether the last calculation began from the objects, with nothing of the one before.
+    pub fn began_anew(&self) -> bool {
+        self.began_anew
+    }
+
     /// What [`super::calculate`] makes of the present objects.
     pub fn calculate(&mut self, quarantine: &BTreeMap<String, String>) -> Desired {
         let changed = std::mem::take(&mut self.changed);
         let blocks_changed = std::mem::take(&mut self.blocks_changed);
         let many = changed.len() > MANY && changed.len() > self.world.objects.len() / MANY_OF;
         let kept = self.state.take().filter(|_| !many);
+        self.began_anew = false;
         let state =
             match kept.and_then(|state| state.follow(&self.world, &self.config, &changed, blocks_changed)) {
                 Some(state) => state,
-                None => State::new(&self.world, &self.config),
+                None => {
+                    self.began_anew = true;
+                    State::new(&self.world, &self.config)
+                }
             };
         self.state
             .insert(state)

@@ -106,6 +106,8 @@ pub struct Engine {
     actual: Option<Actual>,
     /// Generation of the ruleset for which `actual` is known to hold.
     generation: u32,
+    /// What was read ahead of time, and in which generation.
+    prepared: Option<(u32, Actual)>,
     /// Counts of rules that were rewritten since, by chain and comment: (packets, bytes).
     counted: BTreeMap<(String, String), (u64, u64)>,
 }
@@ -122,6 +124,7 @@ impl Engine {
             want_owner: true,
             actual: None,
             generation: 0,
+            prepared: None,
             counted: BTreeMap::new(),
         })
     }
@@ -160,6 +163,20 @@ impl Engine {
         self.socket.generation()
     }
 
+    /// Reads what the kernel has, so that the first [`Engine::apply`] need not, unless somebody changes the ruleset in
+    /// between. Takes nothing over.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn prepare(&mut self) -> io::Result<()> {
+        if self.actual.is_none() {
+            let generation = self.socket.generation()?;
+            // Whether that is a consistent whole is seen when it is used: then the generation is still this one.
+            self.prepared = Some((generation, read(&mut self.socket, &self.table)?));
+        }
+        Ok(())
+    }
+
     /// Reads what the kernel has, and takes over a table whose owner is gone.
     ///
     /// # Errors
@@ -167,7 +184,14 @@ impl Engine {
     pub fn adopt(&mut self) -> Result<(), ApplyError> {
         for _ in 0..TRIES {
             let before = self.socket.generation()?;
-            let mut actual = read(&mut self.socket, &self.table)?;
+            let mut actual = match self.prepared.take() {
+                Some((generation, mut actual)) if generation == before => {
+                    // An owner that ends is no change of the ruleset.
+                    actual.table = read_table(&mut self.socket, &self.table)?;
+                    actual
+                }
+                _ => read(&mut self.socket, &self.table)?,
+            };
             if self.socket.generation()? != before {
                 continue;
             }
@@ -212,10 +236,20 @@ impl Engine {
     /// See [`ApplyError`]; the kernel then still has the table it had before.
     pub fn apply(&mut self, desired: &Table) -> Result<Applied, ApplyError> {
         let start = Instant::now();
-        let invalid = self
-            .actual
-            .as_ref()
-            .map_or_else(|| desired.check(), |actual| actual.check(desired));
+        if self.prepared.is_some() && self.actual.is_none() {
+            self.adopt()?;
+        }
+        let invalid = match &mut self.actual {
+            // A table that was read is recognised and checked as a whole: two things of a length that have nothing to do
+            // with each other.
+            Some(actual) if actual.whole.is_none() => std::thread::scope(|scope| {
+                let check = scope.spawn(|| desired.check());
+                actual.recognise(desired);
+                check.join().unwrap_or_else(|_| desired.check())
+            }),
+            Some(actual) => actual.check(desired),
+            None => desired.check(),
+        };
         if !invalid.is_empty() || desired.name != self.table {
             return Err(ApplyError::Invalid(invalid));
         }

@@ -114,9 +114,14 @@ pub(super) fn read(socket: &mut Socket, table: &str) -> io::Result<Actual> {
                 .flatten()
         },
     )?;
-    for (name, mut chain) in chains {
-        chain.rules = read_fingerprints(socket, table, &name)?;
-        actual.chains.insert(name, chain);
+    let names: Vec<&str> = chains.iter().map(|(name, _)| name.as_str()).collect();
+    let rules = read_all_fingerprints(socket, table, &names)?;
+    for ((name, chain), rules) in chains.iter().zip(rules) {
+        let chain = ActualChain {
+            rules,
+            ..chain.clone()
+        };
+        actual.chains.insert(name.clone(), chain);
     }
     let heads = socket.dump(
         msg::GETSET,
@@ -213,11 +218,38 @@ fn read_chain(m: &Message<'_>) -> Option<(String, ActualChain)> {
     ))
 }
 
+/// From so many chains on it is worth a thread to read half of them.
+const MANY_CHAINS: usize = 500;
+
 /// `NFTA_RULE_TABLE`, `_CHAIN`, `_EXPRESSIONS`, `_USERDATA`.
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
+
+/// Fingerprints of the rules of each chain, in the order of the names. Of many chains a second socket reads half.
+fn read_all_fingerprints(socket: &mut Socket, table: &str, names: &[&str]) -> io::Result<Vec<Vec<u64>>> {
+    let read = |socket: &mut Socket, names: &[&str]| -> io::Result<Vec<Vec<u64>>> {
+        names
+            .iter()
+            .map(|name| read_fingerprints(socket, table, name))
+            .collect()
+    };
+    if names.len() < MANY_CHAINS {
+        return read(socket, names);
+    }
+    let (mine, theirs) = names.split_at(names.len() / 2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| read(&mut Socket::open()?, theirs));
+        let mut all = read(socket, mine)?;
+        let rest = other
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a reader panicked")));
+        // Where no second socket can be had, one reads everything.
+        all.extend(rest.or_else(|_| read(socket, theirs))?);
+        Ok(all)
+    })
+}
 
 fn read_fingerprints(socket: &mut Socket, table: &str, chain: &str) -> io::Result<Vec<u64>> {
     dump_rules(socket, table, chain, |attributes| {

@@ -202,6 +202,28 @@ impl Plan {
 }
 
 impl Actual {
+    /// Notes which chains are the ones that are wanted, by their fingerprints.
+    pub(super) fn recognise(&mut self, desired: &Table) {
+        let is_same = |(name, before): &(&String, &ActualChain)| {
+            before.written.is_none()
+                && desired
+                    .chains
+                    .get(*name)
+                    .is_some_and(|chain| has_fingerprints(chain, &before.rules))
+        };
+        let same: Vec<String> = self
+            .chains
+            .iter()
+            .filter(is_same)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in same {
+            if let Some(chain) = self.chains.get_mut(&name) {
+                chain.written = desired.chains.get(&name).cloned();
+            }
+        }
+    }
+
     /// What is wrong with a table, looking only at what is new in it.
     pub(super) fn check(&self, desired: &Table) -> Vec<Invalid> {
         let Some(whole) = &self.whole else {
@@ -397,14 +419,7 @@ impl<'a> Replaced<'a> {
         let same = match &before.written {
             // As chains are shared, this mostly compares two pointers.
             Some(written) => Arc::ptr_eq(written, chain) || written.rules == chain.rules,
-            None => {
-                before.rules.len() == chain.rules.len()
-                    && before
-                        .rules
-                        .iter()
-                        .zip(&chain.rules)
-                        .all(|(fingerprint, rule)| *fingerprint == EncodedRule::new(rule).fingerprint)
-            }
+            None => has_fingerprints(chain, &before.rules),
         };
         let none_replaced = self.sets.is_empty() && self.chains.is_empty();
         !same || !(none_replaced || chain.rules.iter().all(|rule| !self.refers(rule)))
@@ -424,6 +439,11 @@ impl<'a> Replaced<'a> {
     fn goes_to(&self, verdict: &Verdict) -> bool {
         verdict.target().is_some_and(|chain| self.chains.contains(chain))
     }
+}
+
+fn has_fingerprints(chain: &Chain, fingerprints: &[u64]) -> bool {
+    let made = |(fingerprint, rule): (&u64, &Rule)| *fingerprint == EncodedRule::new(rule).fingerprint;
+    fingerprints.len() == chain.rules.len() && fingerprints.iter().zip(&chain.rules).all(made)
 }
 
 fn same_shape(a: &Set, b: &Set) -> bool {

@@ -75,6 +75,7 @@ enum Request {
     ),
     EndTrace(u64),
     Rules(String, oneshot::Sender<Result<Vec<PlacedRule>, ApplyError>>),
+    Prepare,
     Exists(oneshot::Sender<Result<bool, ApplyError>>),
     Teardown(oneshot::Sender<Result<(), ApplyError>>),
 }
@@ -109,6 +110,12 @@ impl Writer {
             status,
             thread: Some(thread),
         })
+    }
+
+    /// Has the table read that is there, for the first apply to be quicker. Nothing is written.
+    pub fn prepare(&self) {
+        // A writer that is gone says so when it is asked for something.
+        let _ = self.send(Request::Prepare);
     }
 
     /// Makes the kernel's table what `desired` says, in one transaction, and keeps it so until the next call.
@@ -343,6 +350,12 @@ impl Worker {
             Request::EndTrace(_) => self.end_trace(),
             Request::Rules(chain, reply) => {
                 let _ = reply.send(self.engine.rules(&chain).map_err(ApplyError::from));
+            }
+            Request::Prepare => {
+                if let Err(error) = self.engine.prepare() {
+                    // The first apply tries that again, and reports it.
+                    tracing::debug!(%error, "the table could not be read ahead of time");
+                }
             }
             Request::Exists(reply) => {
                 let _ = reply.send(self.engine.exists());

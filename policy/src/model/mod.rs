@@ -346,9 +346,9 @@ pub struct Peer {
     /// The address is in none of these.
     pub not_nets: Vec<IpNetwork>,
     /// The address belongs to an endpoint or network set that is selected.
-    pub selector: Option<PeerSelector>,
+    pub selector: Option<Arc<PeerSelector>>,
     /// The address belongs to no endpoint or network set that is selected.
-    pub not_selector: Option<PeerSelector>,
+    pub not_selector: Option<Arc<PeerSelector>>,
     /// The port is one of these; `protocol` is then one with ports.
     pub ports: Option<Vec<PortMatch>>,
     /// The port is none of these; `protocol` is then one with ports.

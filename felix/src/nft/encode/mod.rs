@@ -331,8 +331,8 @@ impl Batch {
 
     /// Adds members to a set without ranges, or removes them.
     pub(super) fn members<'a>(&mut self, set: &str, add: bool, members: impl Iterator<Item = &'a Element>) {
-        let all: Vec<SetElement> = members.map(|e| SetElement::plain(key_bytes(e), None)).collect();
-        self.elements(Tag::Set, set, add, &all);
+        let all = members.map(|e| SetElement::plain(key_bytes(e), None));
+        self.elements(Tag::Set, set, add, all);
     }
 
     /// Adds entries to a map, or removes them.
@@ -342,26 +342,36 @@ impl Batch {
         add: bool,
         entries: impl Iterator<Item = (&'a Element, &'a Verdict)>,
     ) {
-        let all: Vec<SetElement> = entries
-            .map(|(e, v)| SetElement::plain(key_bytes(e), add.then(|| v.clone())))
-            .collect();
-        self.elements(Tag::Map, map, add, &all);
+        let all = entries.map(|(e, v)| SetElement::plain(key_bytes(e), add.then(|| v.clone())));
+        self.elements(Tag::Map, map, add, all);
     }
 
     /// Adds all members of an interval set, which must be empty.
     pub(super) fn intervals(&mut self, set: &str, members: &Sorted<Element>) {
-        self.elements(Tag::Set, set, true, &interval_elements(&ranges(members)));
+        self.elements(
+            Tag::Set,
+            set,
+            true,
+            interval_elements(&ranges(members)).into_iter(),
+        );
     }
 
-    fn elements(&mut self, tag: Tag, name: &str, add: bool, all: &[SetElement]) {
+    /// One message after the other: a set may have a hundred thousand members, and never are all of them held as elements.
+    fn elements(&mut self, tag: Tag, name: &str, add: bool, mut all: impl Iterator<Item = SetElement>) {
         let (kind, flags) = if add {
             (msg::NEWSETELEM, CREATE)
         } else {
             (msg::DELSETELEM, 0)
         };
-        for chunk in all.chunks(ELEMENTS_PER_MESSAGE) {
+        let mut chunk = Vec::new();
+        loop {
+            chunk.clear();
+            chunk.extend(all.by_ref().take(ELEMENTS_PER_MESSAGE));
+            if chunk.is_empty() {
+                return;
+            }
             self.push(kind, flags, tag, name, |b, table| {
-                elements(b, table, name, None, chunk)
+                elements(b, table, name, None, &chunk)
             });
         }
     }

@@ -217,7 +217,9 @@ impl Chain {
 
     /// The chain with one more rule at its end.
     #[must_use]
-    pub fn rule(mut self, rule: Rule) -> Chain {
+    pub fn rule(mut self, mut rule: Rule) -> Chain {
+        // There may be a hundred thousand, and none of them grows any more.
+        rule.statements.shrink_to_fit();
         self.rules.push(rule);
         self
     }

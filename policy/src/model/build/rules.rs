@@ -1,6 +1,7 @@
 //! Rules and selectors, read: what a field means, or what is wrong with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -180,15 +181,19 @@ fn peer(
     Ok(Peer {
         nets: spec.nets.as_deref().map(nets),
         not_nets: spec.not_nets.as_deref().map(nets).unwrap_or_default(),
-        selector: selects.then_some(PeerSelector {
-            scope,
-            selector,
-            service_accounts: accounts,
+        selector: selects.then(|| {
+            Arc::new(PeerSelector {
+                scope,
+                selector,
+                service_accounts: accounts,
+            })
         }),
-        not_selector: not_selector.map(|selector| PeerSelector {
-            scope: Scope::Anywhere,
-            selector: Some(selector),
-            service_accounts: None,
+        not_selector: not_selector.map(|selector| {
+            Arc::new(PeerSelector {
+                scope: Scope::Anywhere,
+                selector: Some(selector),
+                service_accounts: None,
+            })
         }),
         ports: spec.ports.as_deref().map(ports),
         not_ports: spec.not_ports.as_deref().map(ports).unwrap_or_default(),
