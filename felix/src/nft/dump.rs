@@ -218,7 +218,7 @@ fn read_chain(m: &Message<'_>) -> Option<(String, ActualChain)> {
     ))
 }
 
-/// From so many chains on it is worth a thread to read half of them.
+/// From so many chains on it is worth a second reader.
 const MANY_CHAINS: usize = 500;
 
 /// `NFTA_RULE_TABLE`, `_CHAIN`, `_EXPRESSIONS`, `_USERDATA`.
@@ -238,17 +238,7 @@ fn read_all_fingerprints(socket: &mut Socket, table: &str, names: &[&str]) -> io
     if names.len() < MANY_CHAINS {
         return read(socket, names);
     }
-    let (mine, theirs) = names.split_at(names.len() / 2);
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| read(&mut Socket::open()?, theirs));
-        let mut all = read(socket, mine)?;
-        let rest = other
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("a reader panicked")));
-        // Where no second socket can be had, one reads everything.
-        all.extend(rest.or_else(|_| read(socket, theirs))?);
-        Ok(all)
-    })
+    socket.in_halves(names, read)
 }
 
 fn read_fingerprints(socket: &mut Socket, table: &str, chain: &str) -> io::Result<Vec<u64>> {
