@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use policy::packet::{Direction, Icmp, Packet, Protocol};
-use tokio::io::unix::AsyncFd;
 
+use crate::sys::listener::{Heard, Listener, READ};
 use crate::sys::rtnl::grow_receive_buffer;
 
 /// The NFLOG group of our own.
@@ -25,8 +25,6 @@ pub const GROUP: u16 = 4271;
 
 /// Bytes the kernel keeps for us.
 const BUFFER: usize = 4 << 20;
-/// Bytes read at once.
-const READ: usize = 64 * 1024;
 /// Bytes of each packet: both headers of any packet we police.
 const SNAPLEN: u32 = 96;
 /// Hundredths of a second after which the kernel hands over what it gathered.
@@ -207,7 +205,7 @@ pub struct Batch {
 /// A socket that hears the group, in the namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Reader {
-    socket: AsyncFd<Socket>,
+    listener: Listener,
 }
 
 impl Reader {
@@ -230,15 +228,9 @@ impl Reader {
         for (sequence, (kind, value)) in (1..).zip(settings) {
             configure(&socket, group, sequence, kind, value)?;
         }
-        socket.set_non_blocking(true)?;
-        #[expect(
-            unsafe_code,
-            reason = "registration relies on the descriptor staying the same"
-        )]
-        // SAFETY: the socket owns its descriptor, always returns the same one, and closes it only when the `AsyncFd`
-        // that owns the socket is dropped.
-        let socket = unsafe { AsyncFd::register(socket)? };
-        Ok(Self { socket })
+        Ok(Self {
+            listener: Listener::new(socket)?,
+        })
     }
 
     /// Waits for what comes next.
@@ -246,28 +238,15 @@ impl Reader {
     /// # Errors
     /// The socket failed.
     pub async fn next(&mut self) -> io::Result<Batch> {
-        let mut buffer = Vec::with_capacity(READ);
-        loop {
-            let mut guard = self.socket.readable().await?;
-            buffer.clear();
-            match guard.try_io(|socket| socket.get_ref().recv(&mut buffer, 0)) {
-                Err(_would_block) => {}
-                Ok(Ok(_)) => {
-                    let records = decode(&buffer, SystemTime::now());
-                    if !records.is_empty() {
-                        return Ok(Batch { records, lost: false });
-                    }
-                }
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    return Ok(Batch {
-                        records: Vec::new(),
-                        lost: true,
-                    });
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
-            }
+        let mut batch = Batch::default();
+        while batch.records.is_empty() && !batch.lost {
+            let each = |heard: Heard<'_>| match heard {
+                Heard::Datagram(datagram) => batch.records = decode(datagram, SystemTime::now()),
+                Heard::Overrun => batch.lost = true,
+            };
+            self.listener.hear(1, each).await?;
         }
+        Ok(batch)
     }
 }
 

@@ -12,17 +12,15 @@ use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use policy::packet::Packet;
-use tokio::io::unix::AsyncFd;
 
 use crate::nft::ruleset::{Base, Chain, Field, Hook, Rule, Statement, Value};
+use crate::sys::listener::{Heard, Listener};
 use crate::sys::rtnl::grow_receive_buffer;
 
 /// Before everything of ours, and before fragments are put together.
 const PRIORITY: i32 = -460;
 /// Bytes the kernel keeps for us.
 const BUFFER: usize = 1 << 20;
-/// Bytes read at once.
-const READ: usize = 64 * 1024;
 
 // linux/netfilter/nfnetlink.h, nf_tables.h
 const GROUP_NFTRACE: u32 = 9;
@@ -120,7 +118,7 @@ impl std::fmt::Display for Verdict {
 /// Hears what is traced in this network namespace.
 #[derive(Debug)]
 pub struct Reader {
-    socket: AsyncFd<Socket>,
+    listener: Listener,
 }
 
 impl Reader {
@@ -133,15 +131,9 @@ impl Reader {
         socket.bind(&SocketAddr::new(0, 0))?;
         grow_receive_buffer(&socket, BUFFER);
         socket.add_membership(GROUP_NFTRACE)?;
-        socket.set_non_blocking(true)?;
-        #[expect(
-            unsafe_code,
-            reason = "registration relies on the descriptor staying the same"
-        )]
-        // SAFETY: the socket owns its descriptor, always returns the same one, and closes it only when the `AsyncFd`
-        // that owns the socket is dropped.
-        let socket = unsafe { AsyncFd::register(socket)? };
-        Ok(Self { socket })
+        Ok(Self {
+            listener: Listener::new(socket)?,
+        })
     }
 
     /// Waits for what comes next.
@@ -149,22 +141,18 @@ impl Reader {
     /// # Errors
     /// The socket failed, or more came than there was room for.
     pub async fn next(&mut self) -> io::Result<Vec<Event>> {
-        let mut buffer = Vec::with_capacity(READ);
-        loop {
-            let mut guard = self.socket.readable().await?;
-            buffer.clear();
-            match guard.try_io(|socket| socket.get_ref().recv(&mut buffer, 0)) {
-                Err(_would_block) => {}
-                Ok(Ok(_)) => {
-                    let events = decode(&buffer);
-                    if !events.is_empty() {
-                        return Ok(events);
-                    }
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
+        let (mut events, mut overrun) = (Vec::new(), false);
+        while events.is_empty() {
+            let each = |heard: Heard<'_>| match heard {
+                Heard::Datagram(datagram) => events = decode(datagram),
+                Heard::Overrun => overrun = true,
+            };
+            self.listener.hear(1, each).await?;
+            if overrun {
+                return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
             }
         }
+        Ok(events)
     }
 }
 

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use policy::model::{EndpointId, Model, SetKey};
-use policy::resource::Resource;
 
 use super::routes::{Pools, age};
 use super::{LocalEndpoint, World};
@@ -91,15 +90,7 @@ fn taken(world: &World, model: &Model, wanted: &BTreeSet<IpAddr>) -> Taken {
             taken.own.extend(wanted.map(|address| (address, key.to_string())));
         }
     }
-    for (resource, _) in world.resources() {
-        let Resource::WorkloadEndpoint(object) = resource else {
-            continue;
-        };
-        let namespace = object.metadata.namespace.as_deref().unwrap_or("default");
-        let id = EndpointId::new(namespace, &object.metadata.name);
-        let Some(endpoint) = model.endpoints.get(&id) else {
-            continue;
-        };
+    for (object, _, id, endpoint) in world.endpoints(model) {
         for address in endpoint.addresses.intersection(wanted) {
             (taken.own).insert(*address, format!("WorkloadEndpoint {id}"));
         }

@@ -28,9 +28,10 @@ use std::sync::Arc;
 use datastore::key::Key;
 use ipnetwork::IpNetwork;
 use policy::compile::Program;
-use policy::model::EndpointId;
+use policy::model::{Endpoint, EndpointId, Model};
 use policy::resource::{
-    FelixConfigurationSpec, Kind, ObjectMeta, Resource, has_prefixed_form, prefixed_policy_name,
+    FelixConfigurationSpec, Kind, Object, ObjectMeta, Resource, WorkloadEndpointSpec, has_prefixed_form,
+    prefixed_policy_name,
 };
 use serde_json::Value;
 
@@ -267,6 +268,22 @@ impl World {
                 resource, revision, ..
             } => Some((resource.as_ref(), *revision)),
             Stored::Broken(_) => None,
+        })
+    }
+
+    /// The workload endpoints that the model can use, with their objects and revisions.
+    fn endpoints<'w>(
+        &'w self,
+        model: &'w Model,
+    ) -> impl Iterator<Item = (&'w Object<WorkloadEndpointSpec>, u64, EndpointId, &'w Endpoint)> {
+        self.resources().filter_map(|(resource, revision)| {
+            let Resource::WorkloadEndpoint(object) = resource else {
+                return None;
+            };
+            let namespace = object.metadata.namespace.as_deref().unwrap_or("default");
+            let id = EndpointId::new(namespace, &object.metadata.name);
+            let endpoint = model.endpoints.get(&id)?;
+            Some((object, revision, id, endpoint.as_ref()))
         })
     }
 

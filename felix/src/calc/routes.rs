@@ -95,15 +95,7 @@ pub(super) fn endpoints(
         .flat_map(|endpoint| endpoint.addresses.iter().copied())
         .collect();
     let mut details = BTreeMap::new();
-    for (resource, revision) in world.resources() {
-        let Resource::WorkloadEndpoint(object) = resource else {
-            continue;
-        };
-        let namespace = object.metadata.namespace.as_deref().unwrap_or("default");
-        let id = EndpointId::new(namespace, &object.metadata.name);
-        let Some(endpoint) = model.endpoints.get(&id) else {
-            continue;
-        };
+    for (object, revision, id, endpoint) in world.endpoints(model) {
         let age = age(&object.metadata);
         for address in endpoint.addresses.intersection(&ours) {
             let claim = (age, id.clone());

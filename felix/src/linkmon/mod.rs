@@ -11,16 +11,14 @@ use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use tokio::io::unix::AsyncFd;
 
 use crate::routetable::{self, Key};
 use crate::sys::links::{self, Link, Neighbour};
+use crate::sys::listener::{Heard, Listener};
 use crate::sys::rtnl::{grow_receive_buffer, split, split_bytes};
 
 /// Bytes of notifications the kernel keeps for us; about 100,000 routes.
 const BUFFER: usize = 64 << 20;
-/// Bytes read at once.
-const READ: usize = 64 * 1024;
 /// Datagrams taken before others get a turn.
 const SLICE: usize = 256;
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`,
@@ -73,7 +71,7 @@ pub enum Event {
 /// The socket.
 #[derive(Debug)]
 pub struct Monitor {
-    socket: AsyncFd<Socket>,
+    listener: Listener,
     /// Port of the agent's own connection.
     own_port: u32,
 }
@@ -90,15 +88,10 @@ impl Monitor {
         for group in GROUPS {
             socket.add_membership(group)?;
         }
-        socket.set_non_blocking(true)?;
-        #[expect(
-            unsafe_code,
-            reason = "registration relies on the descriptor staying the same"
-        )]
-        // SAFETY: the socket owns its descriptor, always returns the same one, and closes it only when the `AsyncFd`
-        // that owns the socket is dropped.
-        let socket = unsafe { AsyncFd::register(socket)? };
-        Ok(Self { socket, own_port })
+        Ok(Self {
+            listener: Listener::new(socket)?,
+            own_port,
+        })
     }
 
     /// The agent opened a new connection.
@@ -111,39 +104,29 @@ impl Monitor {
     /// # Errors
     /// The socket failed.
     pub async fn next(&mut self) -> io::Result<Vec<Event>> {
-        let mut buffer: Vec<u8> = Vec::with_capacity(READ);
-        loop {
-            let mut guard = self.socket.readable().await?;
-            let mut events = Vec::new();
-            for _ in 0..SLICE {
-                buffer.clear();
-                match guard.try_io(|socket| socket.get_ref().recv(&mut buffer, 0)) {
-                    Err(_would_block) => break,
-                    Ok(Ok(_)) => self.decode(&buffer, &mut events),
-                    Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                        events.push(Event::Overrun)
-                    }
-                    Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Ok(Err(error)) => return Err(error),
-                }
-            }
-            if !events.is_empty() {
-                return Ok(events);
-            }
-        }
-    }
-
-    fn decode(&self, datagram: &[u8], events: &mut Vec<Event>) {
-        events.extend(split_bytes(datagram).filter_map(netconf));
-        for message in split(datagram) {
-            if message.header.port_number == self.own_port {
-                continue;
-            }
-            let NetlinkPayload::InnerMessage(inner) = message.payload else {
-                continue;
+        let own_port = self.own_port;
+        let mut events = Vec::new();
+        while events.is_empty() {
+            let each = |heard: Heard<'_>| match heard {
+                Heard::Datagram(datagram) => decode(datagram, own_port, &mut events),
+                Heard::Overrun => events.push(Event::Overrun),
             };
-            events.extend(event(inner));
+            self.listener.hear(SLICE, each).await?;
         }
+        Ok(events)
+    }
+}
+
+fn decode(datagram: &[u8], own_port: u32, events: &mut Vec<Event>) {
+    events.extend(split_bytes(datagram).filter_map(netconf));
+    for message in split(datagram) {
+        if message.header.port_number == own_port {
+            continue;
+        }
+        let NetlinkPayload::InnerMessage(inner) = message.payload else {
+            continue;
+        };
+        events.extend(event(inner));
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod conntrack;
 mod default_route;
 pub mod links;
+pub(crate) mod listener;
 pub(crate) mod memory;
 pub mod netns;
 pub mod probe;

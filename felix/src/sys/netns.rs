@@ -21,7 +21,7 @@ pub struct NetNs {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is none at that path.
-    #[error("network namespace {path}: {source}")]
+    #[error("{}", not_opened(path, source))]
     Open {
         /// Where it was sought.
         path: PathBuf,
@@ -42,6 +42,15 @@ pub enum Error {
         /// Where it was found.
         path: PathBuf,
     },
+}
+
+fn not_opened(path: &Path, source: &io::Error) -> String {
+    let path = path.display();
+    match source.kind() {
+        io::ErrorKind::NotFound => format!("there is no network namespace {path}"),
+        io::ErrorKind::PermissionDenied => format!("network namespace {path}: not allowed to open it"),
+        _ => format!("network namespace {path}: {source}"),
+    }
 }
 
 /// Which kind of namespace a file stands for, as a flag of `clone(2)` (`NS_GET_NSTYPE`, `linux/nsfs.h`).

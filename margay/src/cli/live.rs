@@ -37,7 +37,7 @@ pub(super) async fn run(
         "--send with --wait 0s: nobody would see what becomes of the packet"
     );
     if args.send {
-        eprintln!("sending one packet {packet} …");
+        eprintln!("asking for one packet {packet} to be sent …");
     } else if args.wait > 0 {
         eprintln!("waiting up to {} s for a packet {packet} …", args.wait);
     }
@@ -112,7 +112,17 @@ fn compare(explanation: &Explanation, traced: &Traced) -> (Option<bool>, String)
     }
     match (packet.dropped, denied) {
         (true, true) => (Some(true), "the kernel dropped it, as the model says".to_owned()),
-        (false, false) => (Some(true), "the kernel let it pass, as the model says".to_owned()),
+        (false, false) => {
+            let text = if explanation.allowed {
+                "the kernel let it pass, as the model says".to_owned()
+            } else {
+                format!(
+                    "the kernel of {} let it pass, as the model says: what denies it is not on this host",
+                    traced.node
+                )
+            };
+            (Some(true), text)
+        }
         (true, false) => (
             Some(false),
             format!(

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use super::Cursor;
+
 /// Entries of a fresh piece. A piece that grows to twice as many is cut in two.
 const PIECE: usize = 64;
 
@@ -146,7 +148,7 @@ impl<K: Ord, V> SortedMap<K, V> {
         same: impl Fn(&V, &V) -> bool,
         mut tell: impl FnMut(Changed<'a, K, V>) -> bool,
     ) {
-        let (mut mine, mut theirs) = (Cursor::new(self), Cursor::new(other));
+        let (mut mine, mut theirs) = (Cursor::new(&self.pieces), Cursor::new(&other.pieces));
         loop {
             if mine.skip_shared(&mut theirs) {
                 continue;
@@ -299,47 +301,6 @@ impl<'a, K, V> IntoIterator for &'a SortedMap<K, V> {
             pieces: self.pieces.iter(),
             entries: [].iter(),
             last: [].iter(),
-        }
-    }
-}
-
-struct Cursor<'a, K, V> {
-    pieces: &'a [Piece<K, V>],
-    place: usize,
-}
-
-impl<'a, K, V> Cursor<'a, K, V> {
-    fn new(map: &'a SortedMap<K, V>) -> Self {
-        Self {
-            pieces: &map.pieces,
-            place: 0,
-        }
-    }
-
-    fn get(&self) -> Option<&'a (K, V)> {
-        self.pieces.first()?.get(self.place)
-    }
-
-    fn step(&mut self) {
-        self.place += 1;
-        if let Some((first, rest)) = self.pieces.split_first()
-            && self.place >= first.len()
-        {
-            (self.pieces, self.place) = (rest, 0);
-        }
-    }
-
-    /// True if both stand at the beginning of the same piece, and went past it.
-    fn skip_shared(&mut self, other: &mut Self) -> bool {
-        match (self.pieces.split_first(), other.pieces.split_first()) {
-            (Some((a, mine)), Some((b, theirs)))
-                if self.place == 0 && other.place == 0 && Arc::ptr_eq(a, b) =>
-            {
-                self.pieces = mine;
-                other.pieces = theirs;
-                true
-            }
-            _ => false,
         }
     }
 }

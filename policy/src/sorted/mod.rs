@@ -96,7 +96,7 @@ impl<T: Ord> Sorted<T> {
 
     /// Tells every member that only one of the sets has, until told to stop by `false`.
     fn compare<'a>(&'a self, other: &'a Self, mut tell: impl FnMut(&'a T, Side) -> bool) {
-        let (mut mine, mut theirs) = (Cursor::new(self), Cursor::new(other));
+        let (mut mine, mut theirs) = (Cursor::new(&self.pieces), Cursor::new(&other.pieces));
         loop {
             if mine.skip_shared(&mut theirs) {
                 continue;
@@ -182,17 +182,15 @@ enum Side {
     After,
 }
 
+/// A place in pieces: those of a set, or of a map.
 struct Cursor<'a, T> {
     pieces: &'a [Arc<Vec<T>>],
     place: usize,
 }
 
 impl<'a, T> Cursor<'a, T> {
-    fn new(set: &'a Sorted<T>) -> Self {
-        Self {
-            pieces: &set.pieces,
-            place: 0,
-        }
+    fn new(pieces: &'a [Arc<Vec<T>>]) -> Self {
+        Self { pieces, place: 0 }
     }
 
     fn get(&self) -> Option<&'a T> {
