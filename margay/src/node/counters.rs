@@ -13,7 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::Daemon;
 use super::api::Failure;
-use super::trace::place;
+use super::trace::Places;
 use crate::api::RuleCount;
 
 pub(super) async fn serve(State(daemon): State<Arc<Daemon>>) -> Result<Response, Failure> {
@@ -29,9 +29,10 @@ pub(super) async fn serve(State(daemon): State<Arc<Daemon>>) -> Result<Response,
         sum.1 = sum.1.saturating_add(counter.bytes);
     }
     let model = daemon.agent().model();
+    let places = Places::of(&model);
     let mut rows: Vec<RuleCount> = (by_rule.into_iter())
         .map(|(rule, (packets, bytes))| {
-            let (policy, number, source) = match place(&model, &rule) {
+            let (policy, number, source) = match places.find(&rule) {
                 Some((policy, number, source)) => (Some(policy), Some(number), source),
                 None => (None, None, None),
             };

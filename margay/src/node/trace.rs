@@ -4,7 +4,7 @@
 //! The chains that have a packet traced are there while somebody waits, one at a time, and at most a minute. They go
 //! when the answer is given, when the caller goes away, and with the next daemon when this one is killed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -22,7 +22,7 @@ use felix::sys::links;
 use felix::sys::probe;
 use felix::sys::rtnl::Rtnl;
 use felix::trace::{Event, Reader, Verdict, chains};
-use policy::model::{Model, PolicyKey};
+use policy::model::{Model, Policy, PolicyKey, Profile};
 use policy::packet::{Direction, Icmp, Packet, Protocol};
 use tokio::time::Instant;
 
@@ -241,6 +241,7 @@ async fn named(
             rules.insert(&event.chain, tracer.rules(&event.chain).await?);
         }
     }
+    let places = Places::of(model);
     let mut packet = TracedPacket {
         steps: Vec::new(),
         dropped: false,
@@ -264,7 +265,7 @@ async fn named(
             && comment.is_none()
             && event.verdict == Verdict::Accept;
         packet.established |= is_established;
-        let place = comment.as_deref().and_then(|comment| place(model, comment));
+        let place = comment.as_deref().and_then(|comment| places.find(comment));
         let (policy, number, source) = match place {
             Some((key, number, source)) => (Some(key), Some(number), source),
             None => (None, None, None),
@@ -283,34 +284,44 @@ async fn named(
     Ok(packet)
 }
 
-/// The policy, rule number and place in a file that a rule's comment names: `NetworkPolicy shop/web ingress 3 Deny`.
-pub(super) fn place(model: &Model, comment: &str) -> Option<(String, usize, Option<String>)> {
-    let mut words = comment.rsplitn(4, ' ');
-    let _action = words.next()?;
-    let number: usize = words.next()?.parse().ok()?;
-    let direction = match words.next()? {
-        "ingress" => Direction::Ingress,
-        "egress" => Direction::Egress,
-        _ => return None,
-    };
-    let name = words.next()?;
-    let is_it = |key: &&PolicyKey| key.to_string() == name;
-    let (key, rules, origin) = match model.policies.keys().find(is_it) {
-        Some(key) => {
-            let policy = model.policies.get(key)?;
-            (key.clone(), policy.rules(direction), policy.origin.as_ref())
-        }
-        None => {
-            let (name, profile) = (model.profiles.iter())
-                .find(|(key, _)| PolicyKey::profile(key.as_str()).to_string() == name)?;
-            let key = PolicyKey::profile(name);
-            (key, Some(profile.rules(direction)), profile.origin.as_ref())
-        }
-    };
-    let rule = number.checked_sub(1).and_then(|index| rules?.get(index));
-    let source = origin.map(|origin| {
-        let line = rule.and_then(|rule| rule.line).unwrap_or(origin.line);
-        format!("{}:{line}", origin.file)
-    });
-    Some((key.to_string(), number, source))
+/// The policies and profiles of a model by the names that comments of rules have for them.
+pub(super) struct Places<'m>(HashMap<String, Owner<'m>>);
+
+enum Owner<'m> {
+    Policy(&'m Policy),
+    Profile(&'m Profile),
+}
+
+impl<'m> Places<'m> {
+    pub(super) fn of(model: &'m Model) -> Self {
+        let profiles = model.profiles.values().map(|profile| {
+            let name = PolicyKey::profile(profile.name.as_str()).to_string();
+            (name, Owner::Profile(profile))
+        });
+        let policies = (model.policies.iter()).map(|(key, policy)| (key.to_string(), Owner::Policy(policy)));
+        Self(profiles.chain(policies).collect())
+    }
+
+    /// The policy, rule number and place in a file that a rule's comment names: `NetworkPolicy shop/web ingress 3 Deny`.
+    pub(super) fn find(&self, comment: &str) -> Option<(String, usize, Option<String>)> {
+        let mut words = comment.rsplitn(4, ' ');
+        let _action = words.next()?;
+        let number: usize = words.next()?.parse().ok()?;
+        let direction = match words.next()? {
+            "ingress" => Direction::Ingress,
+            "egress" => Direction::Egress,
+            _ => return None,
+        };
+        let name = words.next()?;
+        let (rules, origin) = match self.0.get(name)? {
+            Owner::Policy(policy) => (policy.rules(direction), policy.origin.as_ref()),
+            Owner::Profile(profile) => (Some(profile.rules(direction)), profile.origin.as_ref()),
+        };
+        let rule = number.checked_sub(1).and_then(|index| rules?.get(index));
+        let source = origin.map(|origin| {
+            let line = rule.and_then(|rule| rule.line).unwrap_or(origin.line);
+            format!("{}:{line}", origin.file)
+        });
+        Some((name.to_owned(), number, source))
+    }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bgpd::config::{NextHopMode, PeerAs, PeerConfig};
 use bgpd::filter::{Action, Filter, InterfacePattern, Operation, RouteSource, Rule};
+use felix::config::INTERFACE_PREFIX;
 use ipnetwork::IpNetwork;
 use policy::resource::{BgpPeerSpec, NextHopMode as ApiNextHop};
 use policy::selector::Selector;
@@ -31,8 +32,6 @@ pub(in crate::node) struct Workload {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Names of the interfaces that lead to workloads.
-const INTERFACES: &str = "cali*";
 /// A workload that has just been started is not there for the first attempts.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -40,7 +39,7 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(super) fn passed_on() -> Rule {
     let mut rule = Rule::new(Action::Accept);
     rule.source = Some(RouteSource::Peer);
-    rule.interface = Some(InterfacePattern::new(INTERFACES));
+    rule.interface = Some(InterfacePattern::new(format!("{INTERFACE_PREFIX}*")));
     rule.operations = vec![Operation::NextHopSelf];
     rule
 }
