@@ -221,6 +221,75 @@ pub struct PeerSummary {
     pub last_error: Option<String>,
     /// Free text of the configuration.
     pub description: String,
+    /// In which direction nothing can pass, whatever there is.
+    #[serde(default, skip_serializing_if = "ClosedDirections::is_empty")]
+    pub closed: ClosedDirections,
+}
+
+/// Why no route whatsoever can pass in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Closed {
+    /// The peer is of another AS, and nobody said what may pass (RFC 8212).
+    NoPolicy,
+    /// The filter says so.
+    Filter,
+}
+
+/// The directions in which nothing passes, with the reason for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedDirections {
+    /// Nothing is taken from the peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub import: Option<Closed>,
+    /// Nothing is given to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<Closed>,
+}
+
+impl ClosedDirections {
+    /// Whether both directions are open.
+    pub fn is_empty(&self) -> bool {
+        self.import.is_none() && self.export.is_none()
+    }
+
+    /// Whether somebody forgot to say what may pass.
+    pub fn lacks_policy(&self) -> bool {
+        [self.import, self.export].contains(&Some(Closed::NoPolicy))
+    }
+}
+
+/// What an operator has to know; empty when both directions are open.
+impl fmt::Display for ClosedDirections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.import, self.export) {
+            (None, None) => Ok(()),
+            (Some(Closed::NoPolicy), Some(Closed::NoPolicy)) => {
+                f.write_str("no import or export policy: no route passes to or from another AS (RFC 8212)")
+            }
+            (Some(Closed::Filter), Some(Closed::Filter)) => {
+                f.write_str("import and export filters let no route pass")
+            }
+            (import, export) => {
+                let mut words = Vec::new();
+                match import {
+                    Some(Closed::NoPolicy) => {
+                        words.push("no import policy: no route of another AS is taken (RFC 8212)");
+                    }
+                    Some(Closed::Filter) => words.push("the import filter lets no route pass"),
+                    None => {}
+                }
+                match export {
+                    Some(Closed::NoPolicy) => {
+                        words.push("no export policy: no route is given to another AS (RFC 8212)");
+                    }
+                    Some(Closed::Filter) => words.push("the export filter lets no route pass"),
+                    None => {}
+                }
+                f.write_str(&words.join("; "))
+            }
+        }
+    }
 }
 
 /// One peer in detail.

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use bgpd::State;
 use bgpd::config::{PeerAs, PeerRange, Role};
-use bgpd::filter::{Action, Community, Operation, Rule};
+use bgpd::filter::{Action, Community, Filter, Operation, PeerType, Rule};
 use bgpd::sim::{World, address};
 use bgpd::speaker::Clear;
-use bgpd::view::RouteQuery;
+use bgpd::view::{Closed, ClosedDirections, RouteQuery, RouteViewKind};
 use ipnetwork::IpNetwork;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -404,5 +404,90 @@ fn extended_messages_carry_what_others_cannot() {
             world.node(0).speaker().summary(Instant::now()).peers[0].state,
             State::Established
         );
+    }
+}
+
+/// RFC 8212: a session between ASes for which nobody wrote a policy is up, empty, and says why; inside an AS it is full.
+#[test]
+fn between_ases_nothing_passes_without_a_policy_and_the_speaker_says_so() {
+    for (asn_of_other, outside) in [(65001, true), (65000, false)] {
+        let mut world = world(21);
+        for (n, asn, other, other_asn) in [(0, 65000, 1, asn_of_other), (1, asn_of_other, 0, 65000)] {
+            let mut config = world.config(n, asn);
+            let mut peer = World::peering(other, other_asn);
+            if n == 0 {
+                peer.import = Filter::unwritten();
+                peer.export = Filter::unwritten();
+            }
+            config.peers.push(peer);
+            world.add(config);
+            world.originate(n, [prefix(n, 1)]);
+        }
+        world.run(15 * SECOND);
+        let speaker = world.node(0).speaker();
+        let row = speaker.summary(Instant::now()).peers[0].clone();
+        assert_eq!(row.state, State::Established);
+        let passed = (row.received, row.accepted, row.advertised);
+        let reasons = |view, peer: Option<&str>| -> Vec<String> {
+            let query = RouteQuery {
+                view,
+                peer: peer.map(str::to_owned),
+                ..RouteQuery::default()
+            };
+            let rows = speaker.routes(&query).into_iter();
+            rows.filter_map(|route| route.reason).collect()
+        };
+        let rejected = reasons(RouteViewKind::Rejected, None);
+        let withheld = reasons(RouteViewKind::Withheld, Some("node1"));
+        if outside {
+            assert_eq!(passed, (1, 0, 0));
+            let both = ClosedDirections {
+                import: Some(Closed::NoPolicy),
+                export: Some(Closed::NoPolicy),
+            };
+            assert_eq!(row.closed, both);
+            assert_eq!(rejected, ["no import policy (RFC 8212)"]);
+            assert_eq!(withheld, ["no export policy (RFC 8212)"]);
+            assert!(world.node(1).fib.is_empty());
+        } else {
+            assert_eq!(passed, (1, 1, 1));
+            assert!(row.closed.is_empty());
+            assert!(rejected.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_filter_is_closed_when_no_route_at_all_could_pass() {
+    let with = |rules: Vec<Rule>, default| Filter { rules, default };
+    let some = |action| {
+        let mut rule = Rule::new(action);
+        rule.prefix = Some(bgpd::filter::PrefixMatch::within(prefix(1, 1)));
+        rule
+    };
+    let of = |action, peer_type| Rule {
+        peer_type: Some(peer_type),
+        ..Rule::new(action)
+    };
+    let cases = [
+        (Filter::accept(), true, true),
+        (Filter::reject(), false, false),
+        (Filter::unwritten(), false, true),
+        (with(vec![some(Action::Accept)], Action::Reject), true, true),
+        (with(vec![some(Action::Reject)], Action::Accept), true, true),
+        (
+            with(vec![Rule::new(Action::Reject)], Action::Accept),
+            false,
+            false,
+        ),
+        (
+            with(vec![of(Action::Reject, PeerType::Ebgp)], Action::Accept),
+            false,
+            true,
+        ),
+    ];
+    for (filter, outside, inside) in cases {
+        let is = (filter.is_open(PeerType::Ebgp), filter.is_open(PeerType::Ibgp));
+        assert_eq!(is, (outside, inside), "{filter:?}");
     }
 }

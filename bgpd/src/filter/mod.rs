@@ -43,6 +43,41 @@ impl Filter {
         }
     }
 
+    /// What stands in for a filter that nobody wrote: nothing is exchanged with another AS (RFC 8212), everything within ours.
+    pub fn unwritten() -> Self {
+        let mut inside = Rule::new(Action::Accept);
+        inside.peer_type = Some(PeerType::Ibgp);
+        Self {
+            rules: vec![inside],
+            default: Action::Reject,
+        }
+    }
+
+    /// Whether it is [`Filter::unwritten`].
+    pub fn is_unwritten(&self) -> bool {
+        *self == Self::unwritten()
+    }
+
+    /// Whether there is a route that it lets pass, with a peer of that type. Conditions on routes count as met.
+    pub fn is_open(&self, peer_type: PeerType) -> bool {
+        for rule in &self.rules {
+            if rule.peer_type.is_some_and(|of| of != peer_type) {
+                continue;
+            }
+            if rule.action == Action::Accept {
+                return true;
+            }
+            let unconditional = Rule {
+                peer_type: None,
+                ..rule.clone()
+            };
+            if unconditional == Rule::new(Action::Reject) {
+                return false;
+            }
+        }
+        self.default == Action::Accept
+    }
+
     /// Whether the verdict can depend on the prefix; if not, one verdict holds for all prefixes of an attribute set.
     pub fn looks_at_prefix(&self) -> bool {
         self.rules.iter().any(|rule| rule.prefix.is_some())

@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 
+use super::import::Reason;
 use super::{Peer, Speaker, at};
 use crate::bfd;
-use crate::config::{Family, PeerAs};
-use crate::filter::PeerType;
+use crate::config::{Family, PeerAs, PeerConfig};
+use crate::filter::{Filter, PeerType};
 use crate::fsm::keepalive_interval;
 use crate::rib::ShownPath;
+use crate::rib::export::Withheld;
 use crate::rib::table::{LOCAL, PeerIndex};
 use crate::view::{
-    BfdView, FamilyCounts, Neighbor, PeerRestart, PeerSummary, PrefixQuery, Route, RouteQuery, RouteStatus,
-    RouteViewKind, Summary,
+    BfdView, Closed, ClosedDirections, FamilyCounts, Neighbor, PeerRestart, PeerSummary, PrefixQuery, Route,
+    RouteQuery, RouteStatus, RouteViewKind, Summary,
 };
 use crate::wire::{Nlri, Origin, PathAttributes, Prefix};
 
@@ -77,18 +79,19 @@ impl Speaker {
         let asn = configured.or(peer.learned_asn);
         let ours = peer.config.local_asn.unwrap_or(self.config.asn);
         let accepted: usize = sum(|c| c.accepted);
+        let peer_type = asn.map(|asn| {
+            if asn == ours {
+                PeerType::Ibgp
+            } else {
+                PeerType::Ebgp
+            }
+        });
         PeerSummary {
             name: peer.config.name.clone(),
             address: peer.config.address,
             interface: peer.config.interface.clone(),
             asn,
-            peer_type: asn.map(|asn| {
-                if asn == ours {
-                    PeerType::Ibgp
-                } else {
-                    PeerType::Ebgp
-                }
-            }),
+            peer_type,
             state: peer.state,
             since_seconds: now.saturating_duration_since(peer.since).as_secs(),
             received: accepted + sum(|c| c.refused),
@@ -98,6 +101,12 @@ impl Speaker {
             messages_out: peer.counters.messages_out.load(Ordering::Relaxed),
             last_error: peer.last_error.clone(),
             description: peer.config.description.clone(),
+            closed: match peer_type {
+                Some(peer_type) => closed(&peer.config, peer_type),
+                // Whoever comes will be of another AS.
+                None if peer.config.asn == PeerAs::External => closed(&peer.config, PeerType::Ebgp),
+                None => ClosedDirections::default(),
+            },
         }
     }
 
@@ -213,7 +222,15 @@ impl Speaker {
             if query.view == RouteViewKind::Withheld {
                 let Some(peer) = peer else { continue };
                 for (prefix, path, attributes, reason) in self.rib.withheld_paths(peer, family, wanted) {
-                    let (path_id, reason) = (path.path_id, Some(reason.to_string()));
+                    let unwritten = self
+                        .peers
+                        .get(&peer)
+                        .is_some_and(|peer| peer.config.export.is_unwritten());
+                    let reason = match reason {
+                        Withheld::Filter(None) if unwritten => "no export policy (RFC 8212)".to_owned(),
+                        reason => reason.to_string(),
+                    };
+                    let (path_id, reason) = (path.path_id, Some(reason));
                     let nlri = Nlri { prefix, path_id };
                     rows.push(self.row(
                         nlri,
@@ -242,7 +259,12 @@ impl Speaker {
                 .filter(|(index, _)| peer.is_none_or(|p| p == **index))
             {
                 for (nlri, refused) in of.refused.iter().filter(|(nlri, _)| wanted(nlri.prefix)) {
-                    let reason = Some(refused.reason.words());
+                    let reason = Some(match refused.reason {
+                        Reason::Filter(None) if of.config.import.is_unwritten() => {
+                            "no import policy (RFC 8212)".to_owned()
+                        }
+                        reason => reason.words(),
+                    });
                     rows.push(self.row(
                         *nlri,
                         *index,
@@ -358,6 +380,18 @@ fn bfd_view(status: &bfd::Status, losses: u64) -> BfdView {
         detection_ms: status.detection.map(ms),
         multihop: status.multihop,
         losses,
+    }
+}
+
+fn closed(config: &PeerConfig, peer_type: PeerType) -> ClosedDirections {
+    let of = |filter: &Filter| match (filter.is_open(peer_type), filter.is_unwritten()) {
+        (true, _) => None,
+        (false, true) => Some(Closed::NoPolicy),
+        (false, false) => Some(Closed::Filter),
+    };
+    ClosedDirections {
+        import: of(&config.import),
+        export: of(&config.export),
     }
 }
 

@@ -571,7 +571,7 @@ fn neighbor_config(
     }
     peer.strict_role = neighbor.strict_role;
     let named = |name: &Option<String>, field: &str| match name {
-        None => Ok(unless_external()),
+        None => Ok(Filter::unwritten()),
         Some(name) => filters
             .get(name)
             .cloned()
@@ -593,16 +593,6 @@ fn neighbor_config(
         }
     }
     Ok(peer)
-}
-
-/// RFC 8212: without a policy nothing is exchanged with another AS. Within ours everything is.
-fn unless_external() -> Filter {
-    let mut inside = Rule::new(Action::Accept);
-    inside.peer_type = Some(PeerType::Ibgp);
-    Filter {
-        rules: vec![inside],
-        default: Action::Reject,
-    }
 }
 
 fn communities(words: &[String]) -> anyhow::Result<Vec<Community>> {

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use bgpd::view::{Neighbor, PeerSummary, Route, RouteStatus, State, Summary};
+use bgpd::view::{Neighbor, Route, State, Summary};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
-use super::output::{Columns, Format, OutputArgs, age, counted, emit, emit_line, emit_structured};
+use super::bgp_tables::{describe, routes_table, summary_table};
+use super::output::{Format, OutputArgs, counted, emit, emit_line, emit_structured};
 use super::{Global, bgp_nodes, examples, tor_config};
 use crate::bgp::api::{Change, ClearRequest, ClearWhat, DrainRequest, is_called, nobody_called};
 use crate::bgp::{file, run as speaker};
@@ -347,70 +348,6 @@ async fn summary(global: &Global, args: &OutputArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The summary as a table: one line about the speaker, one about each peer.
-pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
-    let counts: Vec<String> = summary
-        .prefixes
-        .iter()
-        .map(|(family, count)| format!("{family} {count}"))
-        .collect();
-    let mut text = format!(
-        "BGP router identifier {}, local AS {}",
-        summary.router_id, summary.asn
-    );
-    if !counts.is_empty() {
-        text.push_str(&format!("; prefixes: {}", counts.join(", ")));
-    }
-    if summary.drain {
-        text.push_str("; draining: others are asked to prefer other ways");
-    }
-    text.push_str("\n\n");
-    if summary.peers.is_empty() {
-        text.push_str("no peers are configured\n");
-        return text;
-    }
-    let mut head = vec![
-        "neighbor",
-        "as",
-        "state",
-        "up/down",
-        "received",
-        "accepted",
-        "advertised",
-        "info",
-    ];
-    if wide {
-        head.extend(["name", "type", "msg-in", "msg-out"]);
-    }
-    let mut table = Columns::new(head);
-    for peer in &summary.peers {
-        let info = match (&peer.last_error, peer.state) {
-            (_, State::Established) => String::new(),
-            (Some(error), _) => error.clone(),
-            (None, _) => peer.description.clone(),
-        };
-        let mut row = vec![
-            place(peer),
-            peer.asn.map_or_else(|| "-".into(), |asn| asn.to_string()),
-            peer.state.to_string(),
-            age(peer.since_seconds),
-            peer.received.to_string(),
-            peer.accepted.to_string(),
-            peer.advertised.to_string(),
-            info,
-        ];
-        if wide {
-            row.push(peer.name.clone());
-            row.push(peer.peer_type.map_or_else(|| "-".into(), |kind| kind.to_string()));
-            row.push(peer.messages_in.to_string());
-            row.push(peer.messages_out.to_string());
-        }
-        table.row(row);
-    }
-    text.push_str(&table.render());
-    text
-}
-
 async fn neighbors(global: &Global, args: &NeighborsArgs) -> anyhow::Result<()> {
     let mut found: Vec<Neighbor> = global.client().fetch("/v1/bgp/neighbors").await?;
     if let Some(wanted) = &args.peer {
@@ -433,171 +370,6 @@ async fn neighbors(global: &Global, args: &NeighborsArgs) -> anyhow::Result<()> 
         emit_line("no peers are configured");
     }
     Ok(())
-}
-
-fn describe(n: &Neighbor) -> String {
-    let s = &n.summary;
-    let mut text = format!(
-        "{} ({}), AS {}{}, local AS {}\n",
-        place(s),
-        s.name,
-        s.asn
-            .map_or_else(|| "not known yet".into(), |asn| asn.to_string()),
-        s.peer_type.map_or_else(String::new, |kind| format!(", {kind}")),
-        n.local_asn
-    );
-    let mut line = |label: &str, value: String| text.push_str(&format!("  {label:<18} {value}\n"));
-    if !s.description.is_empty() {
-        line("description", s.description.clone());
-    }
-    line("state", format!("{} for {}", s.state, age(s.since_seconds)));
-    if let Some(error) = &s.last_error {
-        line("last error", error.clone());
-    }
-    if let Some(id) = n.router_id {
-        line("router id", id.to_string());
-    }
-    if let Some(bfd) = &n.bfd {
-        let heard = bfd.detection_ms.map_or_else(
-            || "nothing heard yet".to_owned(),
-            |ms| format!("detects in {ms} ms"),
-        );
-        let hops = if bfd.multihop { ", multihop" } else { "" };
-        line(
-            "bfd",
-            format!(
-                "{}, the peer says {}; sends every {} ms, {heard}{hops}",
-                bfd.state, bfd.remote_state, bfd.transmit_ms
-            ),
-        );
-        if bfd.losses > 0 || bfd.state != bgpd::bfd::State::Up {
-            line(
-                "bfd, last",
-                format!(
-                    "{}; of the peer: {}; lost {}",
-                    bfd.diagnostic,
-                    bfd.remote_diagnostic,
-                    counted(bfd.losses, "time")
-                ),
-            );
-        }
-    }
-    if let Some(local) = n.local_address {
-        line("local address", local.to_string());
-    }
-    if let Some(hold) = n.hold_time {
-        line(
-            "hold, keepalive",
-            format!("{hold} s, {} s", n.keepalive.unwrap_or(hold / 3)),
-        );
-    }
-    let mut capabilities = Vec::new();
-    if n.four_octet_as {
-        capabilities.push("4-octet AS".to_owned());
-    }
-    if n.route_refresh {
-        capabilities.push("route refresh".to_owned());
-    }
-    if n.enhanced_refresh {
-        capabilities.push("enhanced refresh".to_owned());
-    }
-    if n.extended_messages {
-        capabilities.push("extended messages".to_owned());
-    }
-    for (families, direction) in [(&n.add_path_receive, "receive"), (&n.add_path_send, "send")] {
-        if !families.is_empty() {
-            let families: Vec<String> = families.iter().map(ToString::to_string).collect();
-            capabilities.push(format!("add-path {direction} ({})", list(&families)));
-        }
-    }
-    if n.extended_next_hop {
-        capabilities.push("extended next hop".to_owned());
-    }
-    if let Some(restart) = &n.graceful_restart {
-        let families: Vec<String> = restart.families.iter().map(ToString::to_string).collect();
-        capabilities.push(format!(
-            "graceful restart {} s ({})",
-            restart.restart_time,
-            list(&families)
-        ));
-    }
-    if !capabilities.is_empty() {
-        line("capabilities", capabilities.join(", "));
-    }
-    if let Some(restart) = n
-        .graceful_restart
-        .as_ref()
-        .filter(|restart| !restart.long_lived.is_empty())
-    {
-        let families: Vec<String> = restart
-            .long_lived
-            .iter()
-            .map(|(family, seconds)| format!("{family} {seconds} s"))
-            .collect();
-        line("long-lived", list(&families));
-    }
-    if let Some(role) = &n.role {
-        line("our role", role.clone());
-    }
-    if let Some(range) = &n.range {
-        line("range", range.clone());
-    }
-    if n.rr_client {
-        line("role", "route reflector client".into());
-    }
-    for (family, counts) in &n.by_family {
-        line(
-            &family.to_string(),
-            format!(
-                "{} accepted, {} refused, {} advertised{}",
-                counts.accepted,
-                counts.refused,
-                counts.advertised,
-                if counts.end_of_rib {
-                    ", end of RIB received"
-                } else {
-                    ""
-                }
-            ),
-        );
-    }
-    if n.stale > 0 {
-        line("stale", format!("{} kept for its return", n.stale));
-    }
-    line(
-        "messages",
-        format!("{} in, {} out", s.messages_in, s.messages_out),
-    );
-    let received = &n.received_by_type;
-    let sent = &n.sent_by_type;
-    line("updates", format!("{} in, {} out", received.update, sent.update));
-    if n.backlog.bytes > 0 || n.backlog.paths > 0 {
-        let waiting = format!("{} bytes, {}", n.backlog.bytes, counted(n.backlog.paths, "path"));
-        line("not sent yet", waiting);
-    }
-    let times = counted(n.established_count, "time");
-    line(
-        "established",
-        format!("{times}, lost {}", counted(n.flaps, "time")),
-    );
-    text
-}
-
-/// Where a peer is: its address, with the link if it is one of that link, or the link alone while nobody was found there.
-fn place(peer: &PeerSummary) -> String {
-    match &peer.interface {
-        Some(interface) if peer.address.is_unspecified() => interface.clone(),
-        Some(interface) => format!("{}%{interface}", peer.address),
-        None => peer.address.to_string(),
-    }
-}
-
-fn list(words: &[String]) -> String {
-    if words.is_empty() {
-        "none".into()
-    } else {
-        words.join(", ")
-    }
 }
 
 async fn routes(global: &Global, args: &RoutesArgs) -> anyhow::Result<()> {
@@ -654,55 +426,6 @@ async fn no_routes(global: &Global, view: View, peer: Option<&str>) -> anyhow::R
         Some(peer) => format!("no such routes: the session with {} is {}", peer.name, peer.state),
         None => "no such routes".into(),
     })
-}
-
-/// Routes in FRR's manner: `*>` best, `*=` used beside it, `*` lost, `!` refused, `S` stale.
-pub(crate) fn routes_table(routes: &[Route], wide: bool) -> String {
-    let mut head = vec![
-        "", "network", "next hop", "from", "locprf", "med", "path", "reason",
-    ];
-    if wide {
-        head.extend(["communities"]);
-    }
-    let mut table = Columns::new(head);
-    let number = |value: Option<u32>| value.map_or_else(String::new, |v| v.to_string());
-    for route in routes {
-        let mark = match route.status {
-            RouteStatus::Best => "*>",
-            RouteStatus::Multipath => "*=",
-            RouteStatus::Lost => "* ",
-            RouteStatus::Refused => "! ",
-            RouteStatus::Advertised => ">>",
-            RouteStatus::Withheld => "> ",
-        };
-        let origin = match route.origin.as_str() {
-            "IGP" => "i",
-            "EGP" => "e",
-            _ => "?",
-        };
-        let path = format!("{} {origin}", route.as_path);
-        let mut row = vec![
-            format!("{mark}{}", if route.stale { "S" } else { "" }),
-            route.prefix.to_string(),
-            route.next_hop.map_or_else(|| "-".into(), |hop| hop.to_string()),
-            route.peer.clone().unwrap_or_else(|| "local".into()),
-            number(route.local_pref),
-            number(route.med),
-            path.trim().to_owned(),
-            route.reason.clone().unwrap_or_default(),
-        ];
-        if wide {
-            row.push(route.communities.join(" "));
-        }
-        table.row(row);
-    }
-    let outwards = |status| matches!(status, RouteStatus::Advertised | RouteStatus::Withheld);
-    let marks = if routes.iter().all(|route| outwards(route.status)) {
-        ">> given, > not given"
-    } else {
-        "*> best, *= used beside it, * lost, ! refused, S stale"
-    };
-    format!("{marks}; origin: i IGP, e EGP, ? incomplete\n{}", table.render())
 }
 
 /// Percent-escapes what a query string cannot carry.

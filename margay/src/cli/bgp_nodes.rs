@@ -168,7 +168,10 @@ fn table(rows: &[NodeSummary], wide: bool, now: Timestamp) -> String {
                 count(peer.accepted),
                 count(peer.advertised),
                 old.clone(),
-                peer.last_error.clone().unwrap_or_default(),
+                peer.last_error
+                    .clone()
+                    .or_else(|| peer.policy.clone())
+                    .unwrap_or_default(),
             ];
             if wide {
                 cells.push(peer.name.clone().unwrap_or_default());
@@ -219,6 +222,9 @@ mod tests {
                 told("b", 300, json!({"lastUpdated": "2026-01-01T00:48:00Z", "bgp": {"peersV6": [
                     {"peerIP": "2001:db8::1", "state": "Active", "since": "", "lastError": "connection lost"}]}})),
                 told("c", 10, json!({"lastUpdated": "2026-01-01T00:59:55Z", "bgp": {}})),
+                told("e", 10, json!({"lastUpdated": "2026-01-01T00:59:55Z", "bgp": {"peersV4": [
+                    {"peerIP": "192.0.2.9", "state": "Established", "since": "2026-01-01T00:59:00Z", "received": 4,
+                     "accepted": 0, "advertised": 0, "policy": "the import filter lets no route pass"}]}})),
             ]
             .into_iter(),
             now,
@@ -231,17 +237,19 @@ mod tests {
                 ("a", Some(30), false),
                 ("b", Some(720), true),
                 ("c", Some(5), false),
-                ("d", None, false)
+                ("d", None, false),
+                ("e", Some(5), false)
             ]
         );
         assert_eq!(
             table(&rows, true, now),
             "\
-NODE  NEIGHBOR     AS     STATE        UP/DOWN  RECEIVED  ACCEPTED  ADVERTISED  AGE           INFO              NAME  TYPE
-a     192.0.2.2    64512  Established  2m00s    4         3         2           30s                             m     NodeMesh
+NODE  NEIGHBOR     AS     STATE        UP/DOWN  RECEIVED  ACCEPTED  ADVERTISED  AGE           INFO                                  NAME  TYPE
+a     192.0.2.2    64512  Established  2m00s    4         3         2           30s                                                 m     NodeMesh
 b     2001:db8::1  -      Active       -        -         -         -           12m00s stale  connection lost
 c     -            -      -            -        -         -         -           5s            no peers
 d     -            -      -            -        -         -         -           -             has not reported
+e     192.0.2.9    -      Established  1m00s    4         0         0           5s            the import filter lets no route pass
 "
         );
         let json = serde_json::to_value(&rows).unwrap();

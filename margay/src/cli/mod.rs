@@ -5,6 +5,7 @@
 
 mod bgp;
 mod bgp_nodes;
+mod bgp_tables;
 mod columns;
 mod completions;
 mod diff;

@@ -223,7 +223,10 @@ async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<ExitCode> 
     if status.bgp.is_some() {
         let summary: Summary = client.fetch("/v1/bgp/summary").await?;
         emit("\n");
-        emit(&super::bgp::summary_table(&summary, args.form == Format::Wide));
+        emit(&super::bgp_tables::summary_table(
+            &summary,
+            args.form == Format::Wide,
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }

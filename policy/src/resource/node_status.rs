@@ -176,6 +176,9 @@ pub struct NodePeerStatus {
     /// Why the session is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Why no route passes although the session is up, where it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
 }
 
 /// Routes of a node.

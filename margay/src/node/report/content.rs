@@ -130,6 +130,7 @@ fn bgp(observed: &Observed<'_>, since: &mut Since) -> NodeBgpStatus {
             accepted: Some(peer.accepted),
             advertised: Some(peer.advertised),
             last_error: peer.last_error.clone().filter(|_| !up),
+            policy: (!peer.closed.is_empty()).then(|| peer.closed.to_string()),
         };
         let (established, others, rows) = if peer.address.is_ipv4() {
             (
@@ -210,6 +211,7 @@ fn routes(observed: &Observed<'_>) -> NodeRoutesStatus {
 
 #[cfg(test)]
 mod tests {
+    use bgpd::view::{Closed, ClosedDirections};
     use serde_json::json;
 
     use super::*;
@@ -230,6 +232,7 @@ mod tests {
             messages_out: 9,
             last_error: Some("connection lost".into()),
             description: String::new(),
+            closed: ClosedDirections::default(),
         }
     }
 
@@ -272,10 +275,14 @@ mod tests {
     #[test]
     fn the_report_has_calicos_shape() {
         let now: Timestamp = "2026-01-01T00:01:00.7Z".parse().unwrap();
-        let summary = summary(vec![
-            peer("mesh", "192.0.2.2", State::Established, 30),
-            peer("tor", "2001:db8::1", State::Active, 60),
-        ]);
+        let mesh = PeerSummary {
+            closed: ClosedDirections {
+                import: Some(Closed::Filter),
+                export: None,
+            },
+            ..peer("mesh", "192.0.2.2", State::Established, 30)
+        };
+        let summary = summary(vec![mesh, peer("tor", "2001:db8::1", State::Active, 60)]);
         let kinds = BTreeMap::from([
             ("mesh".to_owned(), BgpPeerType::NodeMesh),
             ("tor".to_owned(), BgpPeerType::GlobalPeer),
@@ -333,6 +340,7 @@ mod tests {
                     "peersV4": [{
                         "peerIP": "192.0.2.2", "type": "NodeMesh", "state": "Established", "since": "2026-01-01T00:00:30Z",
                         "name": "mesh", "asNumber": 65001, "received": 5, "accepted": 4, "advertised": 3,
+                        "policy": "the import filter lets no route pass",
                     }],
                     "peersV6": [{
                         "peerIP": "2001:db8::1", "type": "GlobalPeer", "state": "Active", "since": "2026-01-01T00:00:00Z",
