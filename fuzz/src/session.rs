@@ -271,7 +271,8 @@ fn legal(from: State, to: State) -> bool {
     match to {
         State::Idle | State::Active | State::Connect => true,
         State::OpenSent => from != State::Idle,
-        State::OpenConfirm => from == State::OpenSent,
+        // Event 20 leads from Active: the peer opened the connection, and ours waited for its OPEN.
+        State::OpenConfirm => matches!(from, State::Active | State::OpenSent),
         State::Established => from == State::OpenConfirm,
     }
 }

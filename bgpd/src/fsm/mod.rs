@@ -2,14 +2,15 @@
 //!
 //! The RFC describes one machine per TCP connection and lets a peer have two of them while a collision is being decided.
 //! Here a [`Session`] holds what belongs to the peer (whether it may run, when to connect again) and a short list of
-//! connections, each in OpenSent, OpenConfirm or Established:
+//! connections, each in Active (the peer opened it, and we wait for its OPEN), OpenSent, OpenConfirm or Established:
 //!
 //! ```text
 //!            Idle ──start──► Active ◄──retry timer──► Connect          of the peer
 //!                              │ accepted                │ connected
 //!                              ▼                         ▼
-//!                           OpenSent ──OPEN──► OpenConfirm ──KEEPALIVE──► Established     of each connection
-//!                              └──────────── any error: NOTIFICATION, gone ──────┘
+//!                           Active ── a second ──► OpenSent ──OPEN──► OpenConfirm ──KEEPALIVE──► Established   of each
+//!                              │ OPEN                                     ▲                                    connection
+//!                              └──────────────────────────────────────────┘     any error: NOTIFICATION, gone
 //! ```
 //!
 //! The state of the session as shown to people is the furthest of them.

@@ -1,11 +1,14 @@
 //! The machine itself. Event numbers are those of RFC 4271 §8.1.
 
+mod collision;
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use collision::{COLLISION_WINDOW, Verdict};
 
 use super::{
     Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, RefreshPhase, Retain,
@@ -22,9 +25,6 @@ use crate::wire::{
 const OPEN_HOLD: Duration = Duration::from_secs(240);
 /// RFC 9687 §4: the larger of 8 minutes and twice the hold time.
 const SEND_HOLD: Duration = Duration::from_secs(480);
-/// A second connection this soon after the first was established is a collision; later it is the peer having restarted
-/// without our noticing (RFC 4724 §4.2).
-const COLLISION_WINDOW: Duration = Duration::from_secs(3);
 
 /// The peer's timers that belong to no connection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +44,10 @@ struct Connection {
     ours: Open,
     negotiated: Option<Arc<Negotiated>>,
     established_at: Option<Instant>,
+    /// Event 12: our OPEN waits for the peer's until then.
+    delay_open: Option<Instant>,
+    /// The peer's OPEN, as long as it is not known whether this connection stays.
+    unanswered: Option<Bytes>,
     /// Event 10.
     hold: Option<Instant>,
     /// Event 11.
@@ -181,7 +185,7 @@ impl Session {
         let of_connections = self
             .connections
             .iter()
-            .flat_map(|c| [c.hold, c.keepalive, c.send_hold]);
+            .flat_map(|c| [c.delay_open, c.hold, c.keepalive, c.send_hold]);
         own.into_iter().chain(of_connections).flatten().min()
     }
 
@@ -299,7 +303,9 @@ impl Session {
                 }
                 self.connecting = None;
                 self.timers.connect_retry = None;
-                self.open_on(conn, Initiator::Local, local, now);
+                self.add(conn, Initiator::Local, local);
+                self.send_open(conn, now);
+                self.answer_waiting(now);
             }
             // Event 17. In Idle connections are refused (§8.2.2); an older one of the peer's that never got anywhere is
             // superseded: the peer has forgotten it.
@@ -320,7 +326,10 @@ impl Session {
                         now,
                     );
                 }
-                self.open_on(conn, Initiator::Remote, local, now);
+                self.add(conn, Initiator::Remote, local);
+                if !self.delay_open(conn, now) {
+                    self.send_open(conn, now);
+                }
             }
             // Event 18.
             Transport::Failed { reason } => {
@@ -334,6 +343,7 @@ impl Session {
                         });
                     }
                     why = Some(reason);
+                    self.answer_waiting(now);
                 } else if self.connection(conn).is_some() {
                     self.end_with(conn, Ending::Lost, reason, now);
                     return;
@@ -359,9 +369,11 @@ impl Session {
 
     /// Takes one whole message, as cut out by [`crate::wire::frame`].
     pub fn handle_message(&mut self, conn: ConnId, message: &[u8], now: Instant) {
-        let Some(state) = self.connection(conn).map(|c| c.state) else {
+        let Some(connection) = self.connection(conn) else {
             return;
         };
+        let state = connection.state;
+        let awaits_open = matches!(state, State::Active | State::OpenSent) && connection.unanswered.is_none();
         self.counters.count_received(message);
         let context = self.decode_context(conn);
         match Message::decode(message, &context) {
@@ -377,8 +389,8 @@ impl Session {
             }
             // Events 24 and 25.
             Ok(Message::Notification(notification)) => self.end(conn, Ending::Received(notification), now),
-            // Event 19.
-            Ok(Message::Open(open)) if state == State::OpenSent => self.opened(conn, &open, message, now),
+            // Events 19 and 20.
+            Ok(Message::Open(open)) if awaits_open => self.opened(conn, &open, message, now),
             // Event 26.
             Ok(Message::Keepalive) if state == State::OpenConfirm => self.establish(conn, now),
             Ok(Message::Keepalive) if state == State::Established => self.restart_hold(conn, now),
@@ -451,6 +463,11 @@ impl Session {
             let Some(connection) = self.connections.iter_mut().find(|c| c.id == id) else {
                 continue;
             };
+            // Event 12.
+            if due(connection.delay_open) {
+                self.delay_open_expires(id, now);
+                continue;
+            }
             // Event 10.
             if due(connection.hold) {
                 self.end(
@@ -495,8 +512,8 @@ impl Session {
 
     /// Connects, unless passive, busy, or already talking.
     fn attempt(&mut self, now: Instant) {
-        let talking =
-            self.connections.iter().any(|c| c.initiator == Initiator::Local) || self.established().is_some();
+        let talks = |c: &Connection| c.initiator == Initiator::Local || c.state >= State::OpenConfirm;
+        let talking = self.connections.iter().any(talks);
         let nowhere = self.config.passive || self.config.is_unlocated();
         if !self.running || nowhere || self.connecting.is_some() || talking {
             return;
@@ -515,32 +532,42 @@ impl Session {
         }
     }
 
-    /// Sends our OPEN on a new connection (§8.2.2, Connect and Active states, events 16 and 17).
-    fn open_on(&mut self, id: ConnId, initiator: Initiator, local: IpAddr, now: Instant) {
-        let ours = local_open(&self.config, &self.identity, self.seen_before);
-        let mut out = BytesMut::new();
-        ours.encode(&mut out);
+    fn add(&mut self, id: ConnId, initiator: Initiator, local: IpAddr) {
         self.connections.push(Connection {
             id,
             initiator,
-            state: State::OpenSent,
+            state: State::Active,
             local,
-            ours,
+            ours: local_open(&self.config, &self.identity, self.seen_before),
             negotiated: None,
             established_at: None,
-            hold: Some(now + OPEN_HOLD),
+            delay_open: None,
+            unanswered: None,
+            hold: None,
             keepalive: None,
             send_hold: None,
         });
+    }
+
+    /// Sends our OPEN (§8.2.2, Connect and Active states, events 12, 16, 17 and 20).
+    fn send_open(&mut self, id: ConnId, now: Instant) {
+        let Some(connection) = self.connections.iter_mut().find(|c| c.id == id) else {
+            return;
+        };
+        connection.state = State::OpenSent;
+        connection.delay_open = None;
+        connection.hold = Some(now + OPEN_HOLD);
+        let mut out = BytesMut::new();
+        connection.ours.encode(&mut out);
         self.send(id, out.freeze());
     }
 
-    /// Event 19 in OpenSent: checks the OPEN, decides a collision, answers with KEEPALIVE.
+    /// Events 19 and 20: checks the OPEN, decides a collision, answers with KEEPALIVE, after our own OPEN where that waited.
     fn opened(&mut self, id: ConnId, open: &Open, message: &[u8], now: Instant) {
         let Some(connection) = self.connection(id) else {
             return;
         };
-        let initiator = connection.initiator;
+        let silent = connection.state == State::Active;
         let negotiated = match negotiate(
             &self.config,
             &self.identity,
@@ -556,43 +583,21 @@ impl Session {
                 let why = why_refused(&self.config, &connection.ours, open, &notification);
                 let why = why.map_or_else(String::new, |why| format!(": {why}"));
                 let reason = format!("sent {notification}{why}");
+                if silent {
+                    // Whoever looks into it over there is to see both.
+                    self.send_open(id, now);
+                }
                 return self.end_with(id, Ending::Sent(notification), reason, now);
             }
         };
-        let local_asn = connection.ours.asn;
-
-        // §6.8. The connection of the speaker with the higher identifier stays; RFC 6286 §2.3 lets the AS number decide
-        // between equal ones.
-        let ours_stays = (self.identity.router_id, local_asn) > (open.router_id, open.asn);
-        let survivor = if ours_stays {
-            Initiator::Local
-        } else {
-            Initiator::Remote
-        };
-        let others: Vec<(ConnId, State, Option<Instant>)> = self
-            .connections
-            .iter()
-            .filter(|c| c.id != id && matches!(c.state, State::OpenConfirm | State::Established))
-            .map(|c| (c.id, c.state, c.established_at))
-            .collect();
-        for (other, state, since) in others {
-            let restarted = state == State::Established
-                && initiator == Initiator::Remote
-                && since.is_some_and(|since| now.duration_since(since) > COLLISION_WINDOW)
-                && self.connection(other).is_some_and(|c| gracefully(c).is_some());
-            if restarted {
-                // RFC 4724 §4.2: the peer came back before we noticed that it was gone.
-                self.end_with(other, Ending::Lost, "the peer restarted".to_owned(), now);
-            } else if state == State::Established || initiator != survivor {
-                self.discard(id, Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)), now);
-                return;
-            } else {
-                self.discard(
-                    other,
-                    Some(cease_with(cease::CONNECTION_COLLISION_RESOLUTION)),
-                    now,
-                );
-            }
+        match self.collide(id, open, now) {
+            Verdict::Goes => return,
+            Verdict::Waits => return self.keep_waiting(id, message),
+            Verdict::Stays => {}
+        }
+        if silent {
+            self.abandon_attempt();
+            self.send_open(id, now);
         }
 
         let hold = negotiated.hold_time;
@@ -739,6 +744,9 @@ impl Session {
                 reason: reason.clone(),
                 retain,
             });
+        }
+        if self.running {
+            self.answer_waiting(now);
         }
         let remaining = !self.connections.is_empty() || self.connecting.is_some();
         if self.running && !remaining {

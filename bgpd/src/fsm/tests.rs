@@ -1,5 +1,7 @@
 //! One session against a hand-played peer. Section and event numbers are those of RFC 4271.
 
+mod collision;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
@@ -606,105 +608,6 @@ fn bytes_that_are_no_message_end_the_session_with_the_header_error() {
     );
 }
 
-// --- collisions, §6.8 ------------------------------------------------------------------------------------------------
-
-/// Both connections are open, ours is 1, theirs is returned.
-fn colliding(router_id: [u8; 4]) -> (Table, u64) {
-    let mut table = Table::new(peer_config(), router_id);
-    table.command(Command::Start);
-    table.connected(1);
-    let theirs = table.accepted();
-    table.sent();
-    (table, theirs)
-}
-
-#[test]
-fn the_connection_of_the_higher_identifier_survives_whichever_open_comes_first() {
-    for (router_id, ours_stays) in [([1, 1, 1, 1], false), ([200, 1, 1, 1], true)] {
-        for ours_first in [true, false] {
-            let (mut table, theirs) = colliding(router_id);
-            let order = if ours_first { [1, theirs] } else { [theirs, 1] };
-            table.message(order[0], &open());
-            assert_eq!(table.state(), State::OpenConfirm);
-            table.message(order[1], &open());
-            let (survivor, loser) = if ours_stays { (1, theirs) } else { (theirs, 1) };
-            let sent = table.sent();
-            assert!(
-                sent.contains(&format!("Cease/Connection Collision Resolution on {loser}")),
-                "{sent:?}"
-            );
-            assert!(sent.contains(&format!("close {loser}")) && !sent.contains(&format!("close {survivor}")));
-            table.message(survivor, &keepalive());
-            assert_eq!(table.session.established(), Some(ConnId(survivor)));
-            assert!(table.down().is_none());
-        }
-    }
-}
-
-#[test]
-fn a_second_connection_right_after_establishing_loses() {
-    let mut table = Table::established(&restartable(false));
-    let second = table.accepted();
-    table.message(second, &restartable(false));
-    assert_eq!(table.session.established(), Some(ConnId(1)));
-    assert!(
-        table
-            .sent()
-            .contains(&format!("Cease/Connection Collision Resolution on {second}"))
-    );
-}
-
-/// RFC 4724 §4.2.
-#[test]
-fn a_restarted_peer_takes_the_place_of_its_dead_session() {
-    let mut table = Table::established(&restartable(false));
-    table.wait(20 * SECOND);
-    table.sent();
-    let second = table.accepted();
-    table.message(second, &restartable(false));
-    assert_eq!(table.down(), Some(("the peer restarted", true)));
-    assert!(table.sent().contains(&"close 1".to_owned()));
-    table.message(second, &keepalive());
-    assert_eq!(table.session.established(), Some(ConnId(second)));
-}
-
-#[test]
-fn without_graceful_restart_an_established_session_stands() {
-    let mut table = Table::established(&open());
-    table.wait(20 * SECOND);
-    let second = table.accepted();
-    table.message(second, &open());
-    assert_eq!(table.session.established(), Some(ConnId(1)));
-}
-
-#[test]
-fn a_newer_connection_of_the_peer_supersedes_its_older_one() {
-    let mut table = Table::new(
-        PeerConfig {
-            passive: true,
-            ..peer_config()
-        },
-        [1, 1, 1, 1],
-    );
-    table.command(Command::Start);
-    let old = table.accepted();
-    let new = table.accepted();
-    assert!(table.sent().contains(&format!("close {old}")));
-    table.message(new, &open());
-    table.message(new, &keepalive());
-    assert_eq!(table.session.established(), Some(ConnId(new)));
-}
-
-#[test]
-fn an_attempt_under_way_is_dropped_when_the_peer_was_quicker() {
-    let mut table = Table::started();
-    let theirs = table.accepted();
-    table.message(theirs, &open());
-    table.message(theirs, &keepalive());
-    assert!(table.sent().contains(&"close 1".to_owned()));
-    assert_eq!(table.state(), State::Established);
-}
-
 // --- stopping and graceful restart -----------------------------------------------------------------------------------
 
 /// Event 2.
@@ -851,58 +754,4 @@ fn only_what_open_or_socket_carry_needs_a_reset() {
     assert!(!resets(|p| p.keepalive = Some(SECOND)));
     assert!(!resets(|p| p.connect_retry = SECOND));
     assert!(!resets(|p| p.max_prefix = Some(1)));
-}
-
-/// §6.8: where we see one established connection the peer may still see two, and give up ours for the other.
-#[test]
-fn a_collision_that_the_peer_decides_differently_is_no_restart() {
-    for (open, subcode, after, wanted) in [
-        (
-            restartable(false),
-            cease::CONNECTION_COLLISION_RESOLUTION,
-            1,
-            Retain::Everything,
-        ),
-        (
-            restartable(false),
-            cease::ADMINISTRATIVE_RESET,
-            1,
-            Retain::Nothing,
-        ),
-        (
-            restartable(false),
-            cease::CONNECTION_COLLISION_RESOLUTION,
-            10,
-            Retain::Nothing,
-        ),
-        (open(), cease::CONNECTION_COLLISION_RESOLUTION, 1, Retain::Nothing),
-    ] {
-        let mut table = Table::established(&open);
-        table.wait(after * SECOND);
-        table.message(1, &notification(code::CEASE, subcode));
-        let down = table.events.iter().find_map(|event| match event {
-            SessionEvent::Down { retain, .. } => Some(*retain),
-            _ => None,
-        });
-        assert_eq!(down, Some(wanted), "{subcode} after {after} s");
-    }
-}
-
-/// Some close without a word.
-#[test]
-fn one_of_two_connections_that_is_closed_at_once_is_no_restart() {
-    for (two, wanted) in [(true, Retain::Everything), (false, Retain::Fresh)] {
-        let mut table = Table::started();
-        table.connected(1);
-        let second = if two { table.accepted() } else { 1 };
-        table.message(second, &restartable(false));
-        table.message(second, &keepalive());
-        assert_eq!(table.state(), State::Established);
-        table.failed(second);
-        let down = table.events.iter().find_map(|event| match event {
-            SessionEvent::Down { retain, .. } => Some(*retain),
-            _ => None,
-        });
-        assert_eq!(down, Some(wanted));
-    }
 }
