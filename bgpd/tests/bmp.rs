@@ -175,6 +175,7 @@ fn all(address: SocketAddr) -> Station {
     let parts = Parts {
         pre_policy: true,
         post_policy: true,
+        adj_rib_out: false,
         loc_rib: true,
     };
     Station {

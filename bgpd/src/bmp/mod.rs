@@ -1,9 +1,13 @@
-//! The BGP Monitoring Protocol (RFC 7854, RFC 9069 for the Loc-RIB): messages for stations that look on.
+//! The BGP Monitoring Protocol (RFC 7854; RFC 9069 for the Loc-RIB, RFC 8671 for what peers are given): messages for stations
+//! that look on.
 //!
 //! ```text
 //! | version 3 | length (4) | type |     common header; then, but for Initiation and Termination, the peer it is about:
 //! | type | flags | distinguisher (8) | address (16) | AS (4) | BGP Identifier (4) | seconds (4) | microseconds (4) |
 //! ```
+//!
+//! Of the Adj-RIB-Out it is the one after export policy: what is sent. Before policy there is nothing that belongs to one peer, because
+//! peers that are given the same share what was made for them.
 //!
 //! [`Monitor`] gathers what happens; [`crate::net`] brings it to the stations.
 
@@ -15,6 +19,10 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 
+use crate::config::Family;
+use crate::wire::{MAX_EXTENDED_MESSAGE_LENGTH, MessageType, frame};
+
+pub use monitor::GivenTable;
 pub(crate) use monitor::{Groups, Monitor, Writing};
 pub use monitor::{Part, Parts};
 
@@ -34,8 +42,12 @@ mod message {
 mod flag {
     /// The address is an IPv6 one.
     pub(super) const V6: u8 = 0x80;
-    /// After import filters.
+    /// After filters.
     pub(super) const POST_POLICY: u8 = 0x40;
+    /// AS numbers in AS_PATH have two octets.
+    pub(super) const TWO_OCTET_AS: u8 = 0x20;
+    /// What the peer is given (RFC 8671 §4).
+    pub(super) const ADJ_RIB_OUT: u8 = 0x10;
 }
 
 /// Information TLVs.
@@ -73,6 +85,7 @@ impl Station {
             parts: Parts {
                 pre_policy: false,
                 post_policy: true,
+                adj_rib_out: false,
                 loc_rib: true,
             },
             queue: Self::QUEUE,
@@ -83,10 +96,10 @@ impl Station {
 /// Which table of which peer a message is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerHeader {
-    /// Our own Loc-RIB instead of a peer (RFC 9069).
-    pub loc_rib: bool,
-    /// After import filters.
-    pub post_policy: bool,
+    /// Which table. Of [`Part::LocRib`] there is no peer (RFC 9069).
+    pub part: Part,
+    /// The UPDATEs have two octets for an AS.
+    pub two_octet_as: bool,
     /// Address of the peer; looked at only for a peer.
     pub address: IpAddr,
     /// AS of the peer, or ours.
@@ -100,17 +113,24 @@ pub struct PeerHeader {
 impl PeerHeader {
     fn put(&self, out: &mut BytesMut) {
         let mut flags = 0;
-        if self.address.is_ipv6() && !self.loc_rib {
+        let loc_rib = self.part == Part::LocRib;
+        if self.address.is_ipv6() && !loc_rib {
             flags |= flag::V6;
         }
-        if self.post_policy && !self.loc_rib {
-            flags |= flag::POST_POLICY;
+        flags |= match self.part {
+            Part::Peers | Part::PrePolicy | Part::LocRib => 0,
+            Part::PostPolicy => flag::POST_POLICY,
+            // RFC 8671 §5.1: after export policy the L flag is set as well.
+            Part::AdjRibOut => flag::ADJ_RIB_OUT | flag::POST_POLICY,
+        };
+        if self.two_octet_as {
+            flags |= flag::TWO_OCTET_AS;
         }
-        out.put_u8(if self.loc_rib { 3 } else { 0 });
+        out.put_u8(if loc_rib { 3 } else { 0 });
         out.put_u8(flags);
         out.put_u64(0);
         match self.address {
-            _ if self.loc_rib => out.put_u128(0),
+            _ if loc_rib => out.put_u128(0),
             address => put_address(out, address),
         }
         out.put_u32(self.asn);
@@ -156,6 +176,8 @@ pub enum Statistic {
     LocRib(u64),
     /// Type 15 (RFC 8671): routes in the Adj-RIBs-Out after policy.
     AdjRibsOut(u64),
+    /// Type 17 (RFC 8671): those of one family.
+    AdjRibOut(Family, u64),
 }
 
 /// Appends an Initiation (RFC 7854 §4.3).
@@ -186,14 +208,14 @@ pub fn peer_up(
     message(out, message::PEER_UP, |out| {
         peer.put(out);
         match local {
-            _ if peer.loc_rib => out.put_u128(0),
+            _ if peer.part == Part::LocRib => out.put_u128(0),
             local => put_address(out, local),
         }
         out.put_u16(local_port);
         out.put_u16(remote_port);
         out.put_slice(sent);
         out.put_slice(received);
-        if peer.loc_rib {
+        if peer.part == Part::LocRib {
             put_text(out, tlv::TABLE_NAME, "global");
         }
     });
@@ -231,6 +253,18 @@ pub fn route_monitoring(out: &mut BytesMut, peer: &PeerHeader, update: &[u8]) {
     });
 }
 
+/// Appends a Route Monitoring message for each UPDATE among these messages.
+pub fn route_monitoring_each(out: &mut BytesMut, peer: &PeerHeader, messages: &[u8]) {
+    let mut rest = messages;
+    while let Ok(Some((length, kind))) = frame(rest, MAX_EXTENDED_MESSAGE_LENGTH) {
+        let (message, tail) = rest.split_at(length.clamp(1, rest.len()));
+        rest = tail;
+        if kind == MessageType::Update {
+            route_monitoring(out, peer, message);
+        }
+    }
+}
+
 /// Appends a Stats Report (RFC 7854 §4.8).
 pub fn stats_report(out: &mut BytesMut, peer: &PeerHeader, statistics: &[Statistic]) {
     message(out, message::STATISTICS_REPORT, |out| {
@@ -247,6 +281,15 @@ pub fn stats_report(out: &mut BytesMut, peer: &PeerHeader, statistics: &[Statist
                 Statistic::AdjRibsIn(count) => (7, count),
                 Statistic::LocRib(count) => (8, count),
                 Statistic::AdjRibsOut(count) => (15, count),
+                Statistic::AdjRibOut(family, count) => {
+                    let afi_safi = family.afi_safi();
+                    out.put_u16(17);
+                    out.put_u16(11);
+                    out.put_u16(afi_safi.afi);
+                    out.put_u8(afi_safi.safi);
+                    out.put_u64(count);
+                    continue;
+                }
             };
             out.put_u16(kind);
             out.put_u16(8);

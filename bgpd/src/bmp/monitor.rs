@@ -8,12 +8,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 
-use super::{PeerHeader, route_monitoring};
+use super::{PeerHeader, route_monitoring_each};
 use crate::config::Family;
-use crate::wire::{
-    EncodeContext, FamilyContext, MAX_EXTENDED_MESSAGE_LENGTH, NextHop, Nlri, PathAttributes, UpdateBuilder,
-    frame,
-};
+use crate::rib::Given;
+use crate::wire::{EncodeContext, FamilyContext, NextHop, Nlri, PathAttributes, UpdateBuilder};
 
 /// What a piece is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +22,8 @@ pub enum Part {
     PrePolicy,
     /// What import filters made of it.
     PostPolicy,
+    /// What peers are given, after export filters (RFC 8671).
+    AdjRibOut,
     /// The best path of each destination.
     LocRib,
 }
@@ -36,6 +36,8 @@ pub struct Parts {
     pub pre_policy: bool,
     /// What import filters made of it.
     pub post_policy: bool,
+    /// What peers are given, after export filters (RFC 8671): as it is sent to them.
+    pub adj_rib_out: bool,
     /// The best path of each destination (RFC 9069).
     pub loc_rib: bool,
 }
@@ -47,6 +49,7 @@ impl Parts {
             Part::Peers => true,
             Part::PrePolicy => self.pre_policy,
             Part::PostPolicy => self.post_policy,
+            Part::AdjRibOut => self.adj_rib_out,
             Part::LocRib => self.loc_rib,
         }
     }
@@ -57,6 +60,7 @@ impl Parts {
         Self {
             pre_policy: self.pre_policy || other.pre_policy,
             post_policy: self.post_policy || other.post_policy,
+            adj_rib_out: self.adj_rib_out || other.adj_rib_out,
             loc_rib: self.loc_rib || other.loc_rib,
         }
     }
@@ -124,12 +128,7 @@ impl Writing {
     }
 
     fn wrap(&self, updates: &[u8], out: &mut BytesMut) {
-        let mut rest = updates;
-        while let Ok(Some((length, _))) = frame(rest, MAX_EXTENDED_MESSAGE_LENGTH) {
-            let (update, tail) = rest.split_at(length.clamp(1, rest.len()));
-            rest = tail;
-            route_monitoring(out, &self.peer, update);
-        }
+        route_monitoring_each(out, &self.peer, updates);
     }
 
     /// Appends withdrawals.
@@ -198,6 +197,29 @@ fn nobody(family: Family) -> NextHop {
             address: std::net::Ipv6Addr::UNSPECIFIED,
             link_local: None,
         },
+    }
+}
+
+/// What a peer had been given when a station came. The messages are those of its update group, shared with all members and
+/// with all stations; they are written as the station takes them.
+#[derive(Clone, Debug)]
+pub struct GivenTable {
+    pub(crate) writing: Writing,
+    pub(crate) family: Family,
+    pub(crate) given: Given,
+}
+
+impl GivenTable {
+    /// The table in pieces of some kilobytes, with End-of-RIB.
+    pub fn pieces(&self) -> impl Iterator<Item = Bytes> + '_ {
+        let updates = self.given.messages().map(|messages| {
+            let mut out = BytesMut::new();
+            route_monitoring_each(&mut out, &self.writing.peer, messages);
+            out.freeze()
+        });
+        let mut end = BytesMut::new();
+        self.writing.end_of_rib(self.family, &mut end);
+        updates.chain([end.freeze()])
     }
 }
 

@@ -254,7 +254,12 @@ impl Owner {
             self.speaker.monitor(self.stations.parts());
             let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let tables = self.speaker.monitored_tables(parts, name.trim(), since_1970());
-            self.stations.tell_first(life, tables);
+            let given = if parts.adj_rib_out {
+                self.speaker.given_tables(since_1970())
+            } else {
+                Vec::new()
+            };
+            self.stations.tell_first(life, tables, given);
             if parts.pre_policy {
                 self.speaker.ask_peers_again();
             }

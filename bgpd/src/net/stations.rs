@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
-use crate::bmp::{self, Part, Parts, Station};
+use crate::bmp::{self, GivenTable, Part, Parts, Station};
 
 /// An attempt to connect is given up after this.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,10 +34,21 @@ pub(super) struct Connected {
     feed: Feed,
 }
 
+/// A piece of what a station is told.
+#[derive(Debug)]
+enum Chunk {
+    /// What happened, and so many bytes of it count as waiting.
+    Bytes(Bytes, usize),
+    /// What a peer had been given, written out as the station takes it: it costs next to nothing while it waits.
+    Given(Box<GivenTable>),
+    /// No more.
+    End,
+}
+
 /// What goes to a connection.
 #[derive(Debug)]
 struct Feed {
-    chunks: mpsc::UnboundedSender<(Bytes, usize)>,
+    chunks: mpsc::UnboundedSender<Chunk>,
     /// Bytes given and not yet written, the first telling apart.
     waiting: Arc<AtomicUsize>,
     /// Dropped to end the connection at once.
@@ -113,12 +124,15 @@ impl Stations {
         Some((link.life, link.station.parts))
     }
 
-    /// The first telling.
-    pub(super) fn tell_first(&self, life: u64, tables: Bytes) {
+    /// The first telling: sessions and tables, and what peers have been given.
+    pub(super) fn tell_first(&self, life: u64, tables: Bytes, given: Vec<GivenTable>) {
         let link = self.links.iter().find(|link| link.life == life);
         if let Some(feed) = link.and_then(|link| link.feed.as_ref()) {
             // A task that is gone comes back with a new feed.
-            let _ = feed.chunks.send((tables, 0));
+            let _ = feed.chunks.send(Chunk::Bytes(tables, 0));
+            for table in given {
+                let _ = feed.chunks.send(Chunk::Given(Box::new(table)));
+            }
         }
     }
 
@@ -135,7 +149,7 @@ impl Stations {
                     warn!(station = %link.station.address, waiting, "a BMP station is too slow; it is cut off and told anew");
                     alive = false;
                 }
-                alive = alive && feed.chunks.send((piece.clone(), piece.len())).is_ok();
+                alive = alive && feed.chunks.send(Chunk::Bytes(piece.clone(), piece.len())).is_ok();
                 if !alive {
                     break;
                 }
@@ -186,9 +200,9 @@ impl Link {
             Some(feed) => {
                 let mut end = BytesMut::new();
                 bmp::termination(&mut end);
-                // An empty chunk is the end of the task.
-                let _ = feed.chunks.send((end.freeze(), 0));
-                let _ = feed.chunks.send((Bytes::new(), 0));
+                // A task that is gone needs no end.
+                let _ = feed.chunks.send(Chunk::Bytes(end.freeze(), 0));
+                let _ = feed.chunks.send(Chunk::End);
                 // The task ends by itself, or after a moment.
                 let task = self.task.abort_handle();
                 tokio::runtime::Handle::try_current().map_or_else(
@@ -261,20 +275,32 @@ enum Over {
 
 async fn write(
     mut stream: TcpStream,
-    mut feed: mpsc::UnboundedReceiver<(Bytes, usize)>,
+    mut feed: mpsc::UnboundedReceiver<Chunk>,
     waiting: &AtomicUsize,
 ) -> Over {
     let (mut reader, mut writer) = stream.split();
     let writing = async {
-        while let Some((chunk, counted)) = feed.recv().await {
-            if chunk.is_empty() {
-                let _ = writer.shutdown().await;
-                return Over::Left;
+        while let Some(chunk) = feed.recv().await {
+            match chunk {
+                Chunk::Bytes(bytes, counted) => {
+                    if let Err(error) = writer.write_all(&bytes).await {
+                        return Over::Lost(error.to_string());
+                    }
+                    waiting.fetch_sub(counted, Ordering::Relaxed);
+                }
+                Chunk::Given(table) => {
+                    for piece in table.pieces() {
+                        if let Err(error) = writer.write_all(&piece).await {
+                            return Over::Lost(error.to_string());
+                        }
+                    }
+                }
+                Chunk::End => {
+                    // It may be gone.
+                    let _ = writer.shutdown().await;
+                    return Over::Left;
+                }
             }
-            if let Err(error) = writer.write_all(&chunk).await {
-                return Over::Lost(error.to_string());
-            }
-            waiting.fetch_sub(counted, Ordering::Relaxed);
         }
         Over::Lost("cut off".to_owned())
     };

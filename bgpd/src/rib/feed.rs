@@ -135,6 +135,31 @@ impl Rib {
         entries
     }
 
+    /// What every member of every group was given so far or is about to be: the table as it stands. One walk for each group.
+    pub(crate) fn given(&mut self) -> Vec<(PeerIndex, Family, Given)> {
+        self.flush();
+        let mut all = Vec::new();
+        for index in 0..self.groups.len() {
+            let Some(group) = self.groups.get(index).and_then(Option::as_ref) else {
+                continue;
+            };
+            let family = group.key.family;
+            let mut members: Vec<PeerIndex> = group.members.keys().copied().collect();
+            members.sort_unstable();
+            // An older walk would have to be followed by the log from there on.
+            let fresh = group.shared_snapshot().filter(|(_, at)| *at == group.end());
+            let entries = match fresh {
+                Some((entries, _)) => entries,
+                None => Arc::new(self.walk(index)),
+            };
+            all.extend(members.into_iter().map(|peer| {
+                let entries = Arc::clone(&entries);
+                (peer, family, Given { entries, peer })
+            }));
+        }
+        all
+    }
+
     /// Moves a peer to another group because something that changes bytes was reconfigured; only the difference is sent.
     pub fn regroup(&mut self, peer: PeerIndex, key: GroupKey) {
         self.flush();
@@ -286,6 +311,24 @@ impl Rib {
         self.group_of(peer, family)
             .and_then(|index| self.groups.get(index)?.as_ref())
             .map_or(0, |group| group.advertised_to(peer))
+    }
+}
+
+/// The messages of a walk, as one member gets them.
+#[derive(Clone, Debug)]
+pub(crate) struct Given {
+    entries: Arc<Vec<Entry>>,
+    peer: PeerIndex,
+}
+
+impl Given {
+    /// Whole messages, several in a piece.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = &Bytes> {
+        let to_peer = self
+            .entries
+            .iter()
+            .filter(|entry| entry.audience.includes(self.peer));
+        to_peer.map(|entry| &entry.bytes)
     }
 }
 

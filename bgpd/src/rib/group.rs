@@ -42,7 +42,7 @@ pub(crate) enum Audience {
 }
 
 impl Audience {
-    fn includes(self, peer: PeerIndex) -> bool {
+    pub(crate) fn includes(self, peer: PeerIndex) -> bool {
         match self {
             Self::Except(source) => source != peer,
             Self::Only(member) => member == peer,
@@ -66,7 +66,7 @@ pub(crate) enum Feed {
 pub(crate) struct Entry {
     pub(crate) bytes: Bytes,
     pub(crate) messages: u32,
-    audience: Audience,
+    pub(crate) audience: Audience,
     /// Bytes appended to the log before this entry.
     offset: u64,
 }

@@ -58,6 +58,7 @@ use smallvec::SmallVec;
 use attributes::{AttrId, AttributeStore};
 use decision::{Candidate, Decision, decide};
 use export::Withheld;
+pub(crate) use feed::Given;
 use feed::{PathIds, source_of, tell};
 use group::Group;
 use table::{Change, LOCAL, Path, PeerIndex, Table, Used};

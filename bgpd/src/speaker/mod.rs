@@ -768,6 +768,12 @@ impl Speaker {
             return None;
         }
         let (bytes, messages) = self.rib.read(index, max, hold_end);
+        if let Some(monitor) = &mut self.monitor
+            && let Some(peer) = self.peers.get(&index)
+            && let Some((_, negotiated)) = &peer.session
+        {
+            monitoring::given(monitor, peer, negotiated, &bytes);
+        }
         (!bytes.is_empty()).then_some(Output {
             conn,
             bytes,

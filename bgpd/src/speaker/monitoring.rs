@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::{Peer, Speaker};
-use crate::bmp::{self, DownReason, Groups, Monitor, Part, Parts, PeerHeader, Statistic, Writing};
+use crate::bmp::{
+    self, DownReason, GivenTable, Groups, Monitor, Part, Parts, PeerHeader, Statistic, Writing,
+};
 use crate::config::Family;
 use crate::filter::PeerType;
 use crate::fsm::{Command, Negotiated, RouteUpdate};
@@ -24,11 +26,12 @@ pub(super) struct Told {
     pub(super) taken: Groups,
 }
 
-fn writing(peer: &Peer, negotiated: &Negotiated, post_policy: bool, time: Duration) -> Writing {
+fn writing(peer: &Peer, negotiated: &Negotiated, part: Part, time: Duration) -> Writing {
     Writing {
         peer: PeerHeader {
-            loc_rib: false,
-            post_policy,
+            part,
+            // What peers are given is told as it is sent; all else is written anew.
+            two_octet_as: part == Part::AdjRibOut && !negotiated.four_octet_as,
             address: peer.config.address,
             asn: negotiated.peer_asn,
             router_id: negotiated.peer_router_id,
@@ -41,7 +44,7 @@ fn writing(peer: &Peer, negotiated: &Negotiated, post_policy: bool, time: Durati
 
 /// The UPDATE as the peer said it.
 pub(super) fn received(monitor: &mut Monitor, peer: &Peer, negotiated: &Negotiated, update: &RouteUpdate) {
-    let writing = writing(peer, negotiated, false, monitor.time);
+    let writing = writing(peer, negotiated, Part::PrePolicy, monitor.time);
     monitor.add(Part::PrePolicy, |out| {
         for list in &update.withdrawn {
             let gone: Vec<Nlri> = list.iter().collect();
@@ -55,15 +58,25 @@ pub(super) fn received(monitor: &mut Monitor, peer: &Peer, negotiated: &Negotiat
 
 /// What came of it.
 pub(super) fn taken(monitor: &mut Monitor, peer: &Peer, negotiated: &Negotiated, told: &Told) {
-    let writing = writing(peer, negotiated, true, monitor.time);
+    let writing = writing(peer, negotiated, Part::PostPolicy, monitor.time);
     monitor.add(Part::PostPolicy, |out| {
         writing.withdraw(&told.gone, out);
         writing.announce(&told.taken, out);
     });
 }
 
+/// What the peer is sent.
+pub(super) fn given(monitor: &mut Monitor, peer: &Peer, negotiated: &Negotiated, messages: &[Bytes]) {
+    let header = writing(peer, negotiated, Part::AdjRibOut, monitor.time).peer;
+    monitor.add(Part::AdjRibOut, |out| {
+        for messages in messages {
+            bmp::route_monitoring_each(out, &header, messages);
+        }
+    });
+}
+
 fn put_peer_up(peer: &Peer, negotiated: &Negotiated, time: Duration, out: &mut BytesMut) {
-    let header = writing(peer, negotiated, false, time).peer;
+    let header = writing(peer, negotiated, Part::Peers, time).peer;
     let opens = &negotiated.opens;
     bmp::peer_up(
         out,
@@ -117,8 +130,8 @@ impl Speaker {
     fn loc_rib(&self, time: Duration) -> Writing {
         Writing {
             peer: PeerHeader {
-                loc_rib: true,
-                post_policy: false,
+                part: Part::LocRib,
+                two_octet_as: false,
                 address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                 asn: self.config.asn,
                 router_id: self.config.router_id,
@@ -163,7 +176,7 @@ impl Speaker {
                 let Some((_, negotiated)) = &peer.session else {
                     continue;
                 };
-                let writing = writing(peer, negotiated, true, time);
+                let writing = writing(peer, negotiated, Part::PostPolicy, time);
                 if let Some(groups) = by_peer.get(index) {
                     writing.announce(groups, &mut out);
                 }
@@ -189,6 +202,24 @@ impl Speaker {
         out.freeze()
     }
 
+    /// What the peers have been given until now, for a station that has just come; what they are given from now on follows by
+    /// [`Speaker::take_monitored`]. A peer that lags behind may be told there what it was told here, and in the end both say the same.
+    pub fn given_tables(&mut self, time: Duration) -> Vec<GivenTable> {
+        let given = self.rib.given().into_iter();
+        given
+            .filter_map(|(index, family, given)| {
+                let peer = self.peers.get(&index)?;
+                let (_, negotiated) = peer.session.as_ref()?;
+                let writing = writing(peer, negotiated, Part::AdjRibOut, time);
+                Some(GivenTable {
+                    writing,
+                    family,
+                    given,
+                })
+            })
+            .collect()
+    }
+
     fn up(&self) -> impl Iterator<Item = (&Peer, &Negotiated)> {
         let sessions = self.peers.values();
         sessions.filter_map(|peer| Some((peer, &*peer.session.as_ref()?.1)))
@@ -204,14 +235,18 @@ impl Speaker {
             let Some((_, negotiated)) = &peer.session else {
                 continue;
             };
-            let header = writing(peer, negotiated, false, time).peer;
+            let header = writing(peer, negotiated, Part::Peers, time).peer;
             let sum = |of: &dyn Fn(Family) -> usize| Family::ALL.into_iter().map(of).sum::<usize>() as u64;
             let refused = peer.refused.len().saturating_add(peer.refused_beyond);
-            let statistics = [
+            let mut statistics = vec![
                 Statistic::Rejected(u32::try_from(refused).unwrap_or(u32::MAX)),
                 Statistic::AdjRibsIn(sum(&|family| self.rib.accepted(*index, family)) + refused as u64),
                 Statistic::AdjRibsOut(sum(&|family| self.rib.advertised(*index, family))),
             ];
+            statistics.extend(negotiated.families.iter().map(|family| {
+                let advertised = self.rib.advertised(*index, *family);
+                Statistic::AdjRibOut(*family, advertised as u64)
+            }));
             monitor.add(Part::Peers, |out| bmp::stats_report(out, &header, &statistics));
         }
         let header = self.loc_rib(time).peer;
@@ -253,7 +288,7 @@ impl Speaker {
             Some("stopped" | "internal error") => DownReason::LocalClosed,
             Some(_) => DownReason::RemoteClosed,
         };
-        let header = writing(peer, negotiated, false, monitor.time).peer;
+        let header = writing(peer, negotiated, Part::Peers, monitor.time).peer;
         monitor.add(Part::Peers, |out| bmp::peer_down(out, &header, &reason));
     }
 
@@ -263,8 +298,8 @@ impl Speaker {
             return;
         };
         if let (Some(monitor), Some((_, negotiated))) = (&mut self.monitor, &peer.session) {
-            for (part, post_policy) in [(Part::PrePolicy, false), (Part::PostPolicy, true)] {
-                let writing = writing(peer, negotiated, post_policy, monitor.time);
+            for part in [Part::PrePolicy, Part::PostPolicy] {
+                let writing = writing(peer, negotiated, part, monitor.time);
                 monitor.add(part, |out| writing.end_of_rib(family, out));
             }
         }
@@ -279,7 +314,7 @@ impl Speaker {
             && monitor.parts.post_policy
         {
             let gone = self.rib.waiting_paths(index, family);
-            let writing = writing(peer, negotiated, true, monitor.time);
+            let writing = writing(peer, negotiated, Part::PostPolicy, monitor.time);
             monitor.add(Part::PostPolicy, |out| writing.withdraw(&gone, out));
         }
     }

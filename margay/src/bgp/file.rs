@@ -83,6 +83,7 @@ struct Bmp {
 enum MonitorWord {
     PrePolicy,
     PostPolicy,
+    AdjRibOut,
     LocRib,
 }
 
@@ -375,6 +376,7 @@ pub fn parse(text: &str, password: &dyn Fn(&str) -> anyhow::Result<String>) -> a
             station.parts = Parts {
                 pre_policy: words.contains(&MonitorWord::PrePolicy),
                 post_policy: words.contains(&MonitorWord::PostPolicy),
+                adj_rib_out: words.contains(&MonitorWord::AdjRibOut),
                 loc_rib: words.contains(&MonitorWord::LocRib),
             };
         }
