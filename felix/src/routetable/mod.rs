@@ -12,12 +12,12 @@
 //! desired state marks its prefix dirty, and only dirty prefixes are compared; after a dump all are.
 //!
 //! There may be a hundred thousand learned routes and a hundred next hops: where a route leads is kept once for all routes that
-//! lead there, and messages are made as many at a time as are written.
+//! lead there, both sides of a prefix are one entry, and messages are made as they are sent.
 
 mod kernel;
 mod shared;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use crate::agent::NextHop;
 use crate::config::ROUTE_METRIC;
 use crate::sys::links::Link;
-use crate::sys::rtnl::{Error, Outcome, Rtnl};
+use crate::sys::rtnl::{Error, Rtnl};
 
 use shared::Pool;
 
@@ -63,11 +63,12 @@ impl Class {
     }
 }
 
-/// Routes written at a time; their messages are in memory together.
-const WRITTEN: usize = 1024;
-
-/// So many routes are walked over as fast as one is searched for, about.
-const WALKED: usize = 16;
+/// Of routes to delete, neighbours are so many apart in the order in which they go.
+///
+/// The kernel's table is a trie of wide nodes, and a node that has become half empty is made anew. Neighbours that go one after another
+/// empty one node after another, each again and again; every sixteenth first, each node is touched rarely and goes as a whole. For a
+/// hundred thousand routes in a row that is 0.20 s instead of 0.35 s, and no waiting for memory to be given back.
+const STRIDE: usize = 16;
 
 /// Where a route leads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -207,6 +208,31 @@ impl Wishes {
     }
 }
 
+/// What is known of a prefix.
+#[derive(Debug, Default)]
+struct Entry {
+    wishes: Wishes,
+    /// What of ours is in the kernel under [`Key::ours`], as far as we know.
+    actual: Option<Arc<Path>>,
+    /// It is in [`RouteTable::dirty`].
+    dirty: bool,
+    /// It is in the dump that is being taken in.
+    seen: bool,
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        self.wishes.is_empty() && self.actual.is_none() && !self.dirty
+    }
+}
+
+/// A route under way to the kernel, and what was there before.
+struct Write {
+    prefix: IpNetwork,
+    path: Arc<Path>,
+    before: Option<Arc<Path>>,
+}
+
 /// A target in the kernel's terms, or what it waits for.
 type Resolved = Result<Arc<Path>, String>;
 
@@ -219,16 +245,16 @@ type Known<'a> = (
 /// Desired and actual routes.
 #[derive(Debug, Default)]
 pub struct RouteTable {
-    /// What is wanted, by prefix and class.
-    wanted: BTreeMap<IpNetwork, Wishes>,
-    /// What of ours is in the kernel, as far as we know.
-    actual: BTreeMap<Key, Arc<Path>>,
+    /// What is wanted, and what is in the kernel: one search for both.
+    entries: BTreeMap<IpNetwork, Entry>,
+    /// Routes of ours in the kernel under other keys than ours; mostly none.
+    odd: BTreeMap<Key, Arc<Path>>,
     targets: Pool<Target>,
     /// What [`RouteTable::want_shared`] was given last, and what the pool has for it.
     last_target: Option<(Arc<Target>, Arc<Target>)>,
     paths: Pool<Path>,
-    /// Prefixes whose two sides may differ.
-    dirty: BTreeSet<IpNetwork>,
+    /// Prefixes whose two sides may differ, each once: the entry says so too.
+    dirty: Vec<IpNetwork>,
     /// Wanted, and not to be had now.
     failed: BTreeMap<IpNetwork, String>,
     /// Routes with a gateway that nobody wants are kept: the BGP side is still learning.
@@ -249,8 +275,7 @@ impl RouteTable {
     /// From now on learned routes that nobody wants are deleted.
     pub fn learned_in_sync(&mut self) {
         if std::mem::take(&mut self.hold_learned) {
-            let stale = self.actual.keys().map(|key| key.prefix);
-            self.dirty.extend(stale);
+            self.doubt_actual(|_| true);
         }
     }
 
@@ -274,33 +299,48 @@ impl RouteTable {
     }
 
     fn want_known(&mut self, prefix: IpNetwork, class: Class, target: Option<Arc<Target>>) {
-        let changed = match (self.wanted.get_mut(&prefix), target) {
-            (None, None) => false,
-            (None, target) => {
-                let mut wishes = Wishes::default();
-                wishes.set(class, target);
-                self.wanted.insert(prefix, wishes);
-                true
-            }
-            (Some(wishes), target) => {
-                let before = wishes.set(class, target.clone());
-                if wishes.is_empty() {
-                    self.wanted.remove(&prefix);
-                }
-                before != target
-            }
+        let mut entry = match self.entries.entry(prefix) {
+            btree_map::Entry::Occupied(entry) => entry,
+            btree_map::Entry::Vacant(_) if target.is_none() => return,
+            btree_map::Entry::Vacant(place) => place.insert_entry(Entry::default()),
         };
-        if changed {
-            self.dirty.insert(prefix);
+        let known = entry.get_mut();
+        let before = known.wishes.set(class, target);
+        if before.as_ref() != known.wishes.get(class) && !known.dirty {
+            known.dirty = true;
+            self.dirty.push(prefix);
         }
+    }
+
+    /// Has these looked at again.
+    fn doubt(&mut self, prefixes: impl IntoIterator<Item = IpNetwork>) {
+        for prefix in prefixes {
+            let entry = self.entries.entry(prefix).or_default();
+            if !std::mem::replace(&mut entry.dirty, true) {
+                self.dirty.push(prefix);
+            }
+        }
+    }
+
+    /// Has what is in the kernel, and leads where `which` says, looked at again.
+    fn doubt_actual(&mut self, which: impl Fn(&Path) -> bool) {
+        for (prefix, entry) in &mut self.entries {
+            if !entry.dirty && entry.actual.as_deref().is_some_and(&which) {
+                entry.dirty = true;
+                self.dirty.push(*prefix);
+            }
+        }
+        let odd = self.odd.iter().filter(|(_, path)| which(path));
+        let odd: Vec<IpNetwork> = odd.map(|(key, _)| key.prefix).collect();
+        self.doubt(odd);
     }
 
     /// Replaces everything one class wants.
     pub fn want_only(&mut self, class: Class, routes: BTreeMap<IpNetwork, Target>) {
         let gone: Vec<IpNetwork> = self
-            .wanted
+            .entries
             .iter()
-            .filter(|(prefix, wishes)| wishes.get(class).is_some() && !routes.contains_key(prefix))
+            .filter(|(prefix, entry)| entry.wishes.get(class).is_some() && !routes.contains_key(prefix))
             .map(|(prefix, _)| *prefix)
             .collect();
         for prefix in gone {
@@ -313,40 +353,47 @@ impl RouteTable {
 
     /// Takes a dump as the truth. Returns how many routes of ours had changed without our doing.
     pub fn adopt(&mut self, dump: impl IntoIterator<Item = (Key, Path)>) -> u64 {
-        let mut found = BTreeMap::new();
+        let (mut odd, mut changed) = (BTreeMap::new(), 0);
         for (key, path) in dump {
-            found.insert(key, self.paths.share(path));
+            let path = self.paths.share(path);
+            let before = if key == Key::ours(key.prefix) {
+                let entry = self.entries.entry(key.prefix).or_default();
+                entry.seen = true;
+                entry.actual.replace(Arc::clone(&path))
+            } else {
+                odd.insert(key, Arc::clone(&path));
+                self.odd.remove(&key)
+            };
+            changed += u64::from(before != Some(path));
         }
-        let lost = self
-            .actual
-            .iter()
-            .filter(|(key, path)| found.get(*key) != Some(*path))
-            .count();
-        let intruders = found.keys().filter(|key| !self.actual.contains_key(key)).count();
-        self.actual = found;
-        self.dirty.extend(self.wanted.keys());
-        self.dirty.extend(self.actual.keys().map(|key| key.prefix));
-        (lost + intruders) as u64
+        for (prefix, entry) in &mut self.entries {
+            if !std::mem::take(&mut entry.seen) {
+                changed += u64::from(entry.actual.take().is_some());
+            }
+            if !std::mem::replace(&mut entry.dirty, true) {
+                self.dirty.push(*prefix);
+            }
+        }
+        let lost = std::mem::replace(&mut self.odd, odd);
+        changed += lost.len() as u64;
+        let odd: Vec<IpNetwork> = self.odd.keys().map(|key| key.prefix).collect();
+        self.doubt(odd);
+        changed
     }
 
     /// The kernel drops the routes of an interface that goes down, for IPv4 without a word.
     pub fn interface_down(&mut self, index: u32) {
-        let gone: Vec<Key> = self
-            .actual
-            .iter()
-            .filter(|(_, path)| path.uses(index))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in gone {
-            self.actual.remove(&key);
-            self.dirty.insert(key.prefix);
+        self.doubt_actual(|path| path.uses(index));
+        for entry in self.entries.values_mut() {
+            entry.actual.take_if(|path| path.uses(index));
         }
+        self.odd.retain(|_, path| !path.uses(index));
     }
 
     /// While this holds, no route to a workload or block is deleted. When it ends, everything is compared again.
     pub fn hold_local(&mut self, hold: bool) {
         if self.hold_local && !hold {
-            self.dirty.extend(self.actual.keys().map(|key| key.prefix));
+            self.doubt_actual(|_| true);
         }
         self.hold_local = hold;
     }
@@ -354,27 +401,31 @@ impl RouteTable {
     /// Something changed on which the routes that failed, or lead to this interface, may depend.
     pub fn interface_changed(&mut self, name: &str) {
         self.retry();
-        for (prefix, wishes) in &self.wanted {
-            let uses = match wishes.winner().map(|(_, target)| &**target) {
+        for (prefix, entry) in &mut self.entries {
+            let uses = match entry.wishes.winner().map(|(_, target)| &**target) {
                 Some(Target::Device(device)) => device == name,
                 Some(Target::NextHops(hops)) => hops.iter().any(|hop| hop.interface.as_deref() == Some(name)),
                 _ => false,
             };
-            if uses {
-                self.dirty.insert(*prefix);
+            if uses && !std::mem::replace(&mut entry.dirty, true) {
+                self.dirty.push(*prefix);
             }
         }
     }
 
     /// Tries again what failed.
     pub fn retry(&mut self) {
-        self.dirty.extend(self.failed.keys());
+        let failed: Vec<IpNetwork> = self.failed.keys().copied().collect();
+        self.doubt(failed);
     }
 
     /// Whether a notification about this key is about something of ours.
     pub fn concerns(&self, key: &Key) -> bool {
-        self.actual.contains_key(key)
-            || (*key == Key::ours(key.prefix) && self.wanted.contains_key(&key.prefix))
+        if *key != Key::ours(key.prefix) {
+            return self.odd.contains_key(key);
+        }
+        let entry = self.entries.get(&key.prefix);
+        entry.is_some_and(|entry| entry.actual.is_some() || !entry.wishes.is_empty())
     }
 
     /// Whether there is anything to compare.
@@ -389,55 +440,48 @@ impl RouteTable {
 
     /// Whether the kernel has the route, with this class as its reason.
     pub fn is_installed(&self, prefix: &IpNetwork, class: Class) -> bool {
-        let winner = self.wanted.get(prefix).and_then(Wishes::winner);
-        winner.is_some_and(|(winner, _)| winner == class)
-            && self.actual.contains_key(&Key::ours(*prefix))
-            && !self.dirty.contains(prefix)
+        let entry = self.entries.get(prefix);
+        entry.is_some_and(|entry| self.has(prefix, entry, class))
+    }
+
+    fn has(&self, prefix: &IpNetwork, entry: &Entry, class: Class) -> bool {
+        entry.wishes.winner().is_some_and(|(winner, _)| winner == class)
+            && entry.actual.is_some()
+            && !entry.dirty
             && !self.failed.contains_key(prefix)
     }
 
     /// Everything wanted, with its winner and whether the kernel has it.
     pub fn view(&self) -> impl Iterator<Item = (IpNetwork, Class, &Target, bool)> {
-        self.wanted.iter().filter_map(|(prefix, wishes)| {
-            let (class, target) = wishes.winner()?;
-            Some((*prefix, class, &**target, self.is_installed(prefix, class)))
+        self.entries.iter().filter_map(|(prefix, entry)| {
+            let (class, target) = entry.wishes.winner()?;
+            Some((*prefix, class, &**target, self.has(prefix, entry, class)))
         })
     }
 
     /// The routes to delete: the first half of the work.
     pub fn removals(&self) -> Vec<Key> {
-        let unwanted = |(key, path): &(&Key, &Arc<Path>)| {
-            let wanted = **key == Key::ours(key.prefix) && self.wanted.contains_key(&key.prefix);
-            let held = match path.has_gateway() {
-                true => self.hold_learned,
-                false => self.hold_local,
-            };
-            !(wanted || held)
+        let held = |path: &Path| match path.has_gateway() {
+            true => self.hold_learned,
+            false => self.hold_local,
         };
-        if self.dirty.len() > self.actual.len() / WALKED {
-            // Both are in order: one walk beside each other is cheaper than a search for each.
-            let mut dirty = self.dirty.iter().peekable();
-            let changed = self.actual.iter().filter(|(key, _)| {
-                while dirty.next_if(|prefix| **prefix < key.prefix).is_some() {}
-                dirty.peek().is_some_and(|prefix| **prefix == key.prefix)
-            });
-            changed.filter(unwanted).map(|(key, _)| *key).collect()
-        } else {
-            let changed = self.dirty.iter().flat_map(|prefix| self.actual_of(*prefix));
-            changed.filter(unwanted).map(|(key, _)| *key).collect()
+        let mut found = Vec::new();
+        for prefix in &self.dirty {
+            if let Some(entry) = self.entries.get(prefix)
+                && let Some(path) = &entry.actual
+                && entry.wishes.is_empty()
+                && !held(path)
+            {
+                found.push(Key::ours(*prefix));
+            }
         }
-    }
-
-    fn actual_of(&self, prefix: IpNetwork) -> impl Iterator<Item = (&Key, &Arc<Path>)> {
-        let first = Key {
-            prefix,
-            table: 0,
-            metric: 0,
-            tos: 0,
-        };
-        self.actual
-            .range(first..)
-            .take_while(move |(key, _)| key.prefix == prefix)
+        let odd = self.odd.iter().filter(|(key, path)| {
+            let entry = self.entries.get(&key.prefix);
+            entry.is_some_and(|entry| entry.dirty) && !held(path)
+        });
+        found.extend(odd.map(|(key, _)| *key));
+        found.sort_unstable();
+        found
     }
 
     /// Deletes what is no longer wanted.
@@ -449,21 +493,31 @@ impl RouteTable {
         if keys.is_empty() {
             return Ok(Done::default());
         }
+        let mut rest = stride(&keys);
+        let refused = rtnl.batch_of_bytes(|datagram| {
+            let key = rest.next()?;
+            kernel::append_delete(datagram, key);
+            Some(())
+        })?;
+        let mut refused = refused.into_iter().peekable();
         let mut done = Done::default();
-        for keys in keys.chunks(WRITTEN) {
-            let messages = keys.iter().map(kernel::delete_message).collect();
-            for (key, outcome) in keys.iter().zip(rtnl.batch(messages)?) {
-                match outcome {
-                    Ok(()) => done.deleted += 1,
-                    // Somebody was quicker.
-                    Err(error) if error.is(libc::ESRCH) || error.is(libc::ENOENT) => {}
-                    Err(error) => {
-                        tracing::warn!(prefix = %key.prefix, %error, "cannot delete a route");
-                        self.failed.insert(key.prefix, error.to_string());
-                        continue;
-                    }
+        for (index, key) in stride(&keys).enumerate() {
+            match refused.next_if(|(of, _)| *of == index).map(|(_, error)| error) {
+                None => done.deleted += 1,
+                // Somebody was quicker.
+                Some(error) if error.is(libc::ESRCH) || error.is(libc::ENOENT) => {}
+                Some(error) => {
+                    tracing::warn!(prefix = %key.prefix, %error, "cannot delete a route");
+                    self.failed.insert(key.prefix, error.to_string());
+                    continue;
                 }
-                self.actual.remove(key);
+            }
+            if *key != Key::ours(key.prefix) {
+                self.odd.remove(key);
+            } else if let Some(entry) = self.entries.get_mut(&key.prefix) {
+                entry.actual = None;
+            }
+            if !self.failed.is_empty() {
                 self.failed.remove(&key.prefix);
             }
         }
@@ -484,47 +538,68 @@ impl RouteTable {
         // What a target comes to now, for as many routes as lead there.
         let mut resolved: HashMap<Arc<Target>, Resolved> = HashMap::new();
         let mut last: Option<(Arc<Target>, Resolved)> = None;
-        let mut done = Done::default();
-        let mut rest = std::mem::take(&mut self.dirty).into_iter().peekable();
-        while rest.peek().is_some() {
-            let mut part = Vec::new();
-            while part.len() < WRITTEN
-                && let Some(prefix) = rest.next()
-            {
-                part.extend(self.plan(prefix, links, &now, (&mut resolved, &mut last)));
-            }
-            let messages = part
-                .iter()
-                .map(|(key, path, exists)| kernel::write_message(key, path, *exists))
-                .collect();
-            match rtnl.batch(messages) {
-                Ok(outcomes) => done.written += self.written(part, outcomes),
-                Err(error) => {
-                    self.dirty.extend(part.into_iter().map(|(key, ..)| key.prefix));
-                    self.dirty.extend(rest);
-                    return Err(error);
+        let mut writes = Vec::new();
+        for prefix in std::mem::take(&mut self.dirty) {
+            writes.extend(self.plan(prefix, links, &now, (&mut resolved, &mut last)));
+        }
+        let mut rest = writes.iter();
+        let outcome = rtnl.batch_of_bytes(|datagram| {
+            let write = rest.next()?;
+            let key = Key::ours(write.prefix);
+            kernel::append_write(datagram, &key, &write.path, write.before.is_some());
+            Some(())
+        });
+        match outcome {
+            Ok(refused) => {
+                let done = Done {
+                    written: (writes.len() - refused.len()) as u64,
+                    deleted: 0,
+                };
+                let mut refused = refused.into_iter().peekable();
+                if refused.peek().is_some() || !self.failed.is_empty() {
+                    for (index, write) in writes.into_iter().enumerate() {
+                        match refused.next_if(|(of, _)| *of == index) {
+                            Some((_, error)) => self.refused(write, &error),
+                            None => drop(self.failed.remove(&write.prefix)),
+                        }
+                    }
                 }
+                Ok(done)
+            }
+            Err(error) => {
+                for write in writes {
+                    if let Some(entry) = self.entries.get_mut(&write.prefix) {
+                        entry.actual = write.before;
+                    }
+                    self.doubt([write.prefix]);
+                }
+                Err(error)
             }
         }
-        Ok(done)
     }
 
-    /// What is to be written for a prefix, and whether there is a route of ours under that key.
+    /// What is to be written for a prefix. It counts as written from here on, until [`RouteTable::refused`] says otherwise.
     fn plan(
         &mut self,
         prefix: IpNetwork,
         links: &Links,
         now: impl Fn(Class) -> bool,
         (resolved, last): Known<'_>,
-    ) -> Option<(Key, Arc<Path>, bool)> {
-        let winner = self.wanted.get(&prefix).and_then(Wishes::winner);
-        let Some((class, target)) = winner else {
-            if self.actual_of(prefix).next().is_none() {
-                self.failed.remove(&prefix);
+    ) -> Option<Write> {
+        let btree_map::Entry::Occupied(mut occupied) = self.entries.entry(prefix) else {
+            return None;
+        };
+        let entry = occupied.get_mut();
+        entry.dirty = false;
+        let Some((class, target)) = entry.wishes.winner() else {
+            if entry.is_empty() {
+                occupied.remove();
+                if !self.failed.is_empty() && !self.odd.keys().any(|key| key.prefix == prefix) {
+                    self.failed.remove(&prefix);
+                }
             }
             return None;
         };
-        let allowed = now(class);
         if last.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, target)) {
             let path = resolved
                 .entry(Arc::clone(target))
@@ -539,53 +614,53 @@ impl RouteTable {
             }
             None => return None,
         };
-        let key = Key::ours(prefix);
-        match self.actual.get(&key) {
+        match &entry.actual {
             Some(actual) if Arc::ptr_eq(actual, path) || actual.satisfies(path) => {
-                self.failed.remove(&prefix);
+                if !self.failed.is_empty() {
+                    self.failed.remove(&prefix);
+                }
                 None
             }
-            _ if !allowed => {
-                self.dirty.insert(prefix);
+            _ if !now(class) => {
+                entry.dirty = true;
+                self.dirty.push(prefix);
                 None
             }
-            actual => Some((key, Arc::clone(path), actual.is_some())),
+            _ => {
+                let before = entry.actual.replace(Arc::clone(path));
+                let path = Arc::clone(path);
+                Some(Write { prefix, path, before })
+            }
         }
     }
-
-    /// Takes in what became of routes; tells how many were written.
-    fn written(&mut self, plan: Vec<(Key, Arc<Path>, bool)>, outcomes: Vec<Outcome>) -> u64 {
-        let mut written = 0;
-        for ((key, path, existed), outcome) in plan.into_iter().zip(outcomes) {
-            match outcome {
-                Ok(()) => {
-                    written += 1;
-                    self.actual.insert(key, path);
-                    if !self.failed.is_empty() {
-                        self.failed.remove(&key.prefix);
-                    }
-                }
-                Err(error) => {
-                    let reason = if error.is(libc::EEXIST) && !existed {
-                        "a route of another program has this prefix and metric".to_owned()
-                    } else {
-                        error.to_string()
-                    };
-                    if self.failed.insert(key.prefix, reason.clone()).as_ref() != Some(&reason) {
-                        tracing::warn!(prefix = %key.prefix, error = reason, "cannot write a route");
-                    }
-                }
-            }
+    /// The kernel did not take the route.
+    fn refused(&mut self, write: Write, error: &Error) {
+        let reason = if error.is(libc::EEXIST) && write.before.is_none() {
+            "a route of another program has this prefix and metric".to_owned()
+        } else {
+            error.to_string()
+        };
+        if let Some(entry) = self.entries.get_mut(&write.prefix) {
+            entry.actual = write.before;
         }
-        written
+        if self.failed.insert(write.prefix, reason.clone()).as_ref() != Some(&reason) {
+            tracing::warn!(prefix = %write.prefix, error = reason, "cannot write a route");
+        }
     }
 
     /// Everything of ours that is in the kernel, wanted or not; for a clean-up.
     pub fn forget_all_wishes(&mut self) {
-        self.wanted.clear();
+        for entry in self.entries.values_mut() {
+            entry.wishes = Wishes::default();
+        }
         self.hold_learned = false;
-        self.dirty.extend(self.actual.keys().map(|key| key.prefix));
+        self.doubt_actual(|_| true);
     }
+}
+
+/// In the order in which they are deleted ([`STRIDE`]).
+fn stride(keys: &[Key]) -> impl Iterator<Item = &Key> {
+    (0..STRIDE.min(keys.len())).flat_map(|first| keys.iter().skip(first).step_by(STRIDE))
 }
 
 /// Reads the routes of ours from the kernel.

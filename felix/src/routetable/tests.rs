@@ -1,3 +1,8 @@
+use netlink_packet_core::{
+    NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::route::{RouteScope, RouteType};
+
 use super::*;
 
 fn net(text: &str) -> IpNetwork {
@@ -15,11 +20,34 @@ fn via(addresses: &[&str]) -> Target {
     Target::NextHops(hops.collect())
 }
 
+/// Our bytes as the library understands them. It has to understand all of them.
+fn decode(mut bytes: Vec<u8>) -> (RouteNetlinkMessage, u16) {
+    let length = u32::try_from(bytes.len()).unwrap();
+    bytes[..4].copy_from_slice(&length.to_ne_bytes());
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).unwrap();
+    let NetlinkPayload::InnerMessage(inner) = message.payload.clone() else {
+        panic!("not a message of routes");
+    };
+    let mut again = vec![0; message.buffer_len()];
+    message.serialize(&mut again);
+    assert_eq!(again, bytes);
+    (inner, message.header.flags)
+}
+
 /// What the kernel says of a route that was written with this message.
 fn echo(key: &Key, path: &Path) -> (Key, Path) {
-    let (RouteNetlinkMessage::NewRoute(message), _) = kernel::write_message(key, path, false) else {
+    let mut bytes = Vec::new();
+    kernel::append_write(&mut bytes, key, path, false);
+    let (RouteNetlinkMessage::NewRoute(message), flags) = decode(bytes) else {
         panic!("not a new route");
     };
+    assert_eq!(flags, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL);
+    assert_eq!(u8::from(message.header.protocol), ROUTE_PROTOCOL);
+    let scope = message.header.scope;
+    match path {
+        Path::Via(_) if key.prefix.is_ipv4() && !path.has_gateway() => assert_eq!(scope, RouteScope::Link),
+        _ => assert_eq!(scope, RouteScope::Universe),
+    }
     kernel::read(&message).unwrap()
 }
 
@@ -62,6 +90,30 @@ fn every_form_of_route_survives_its_message() {
     for (prefix, path) in paths {
         let key = Key::ours(net(prefix));
         assert_eq!(echo(&key, &path), (key, path), "{prefix}");
+    }
+}
+
+#[test]
+fn what_is_ours_is_replaced_and_a_deletion_names_our_protocol() {
+    let key = Key {
+        table: 1000,
+        ..Key::ours(net("10.1.0.0/16"))
+    };
+    let mut bytes = Vec::new();
+    kernel::append_write(&mut bytes, &key, &Path::Blackhole, true);
+    let (_, flags) = decode(bytes);
+    assert_eq!(flags, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE);
+    for key in [key, Key::ours(net("fd00::/64"))] {
+        let mut bytes = Vec::new();
+        kernel::append_delete(&mut bytes, &key);
+        let (RouteNetlinkMessage::DelRoute(message), flags) = decode(bytes) else {
+            panic!("not a deletion");
+        };
+        assert_eq!(flags, NLM_F_REQUEST);
+        assert_eq!(key_of(&message), Some(key));
+        assert_eq!(u8::from(message.header.protocol), ROUTE_PROTOCOL);
+        assert_eq!(message.header.scope, RouteScope::NoWhere);
+        assert_eq!(message.header.kind, RouteType::Unspec);
     }
 }
 
@@ -183,20 +235,16 @@ fn a_link_that_is_down_takes_its_next_hop_away_and_not_the_route() {
     assert!(resolve(&target, &none).is_err());
 }
 
-/// Where much has changed the two sides are walked beside each other, where little has each is searched for: the same comes out.
 #[test]
-fn removals_are_the_same_by_walk_and_by_search() {
+fn of_what_nobody_wants_only_what_was_touched_is_looked_at() {
     let routes = |range: std::ops::Range<u8>| range.map(|host| net(&format!("10.0.{host}.0/24")));
     let path = Path::via([(None, 7)]);
-    let found: Vec<_> = routes(0..200)
-        .flat_map(|prefix| {
-            let other = Key {
-                metric: 5,
-                ..Key::ours(prefix)
-            };
-            [(Key::ours(prefix), path.clone()), (other, path.clone())]
-        })
-        .collect();
+    let odd = |prefix| Key {
+        metric: 5,
+        ..Key::ours(prefix)
+    };
+    let found =
+        routes(0..200).flat_map(|prefix| [(Key::ours(prefix), path.clone()), (odd(prefix), path.clone())]);
     let mut table = RouteTable::new();
     let target = Arc::new(device("eth0"));
     for prefix in routes(0..150) {
@@ -204,13 +252,42 @@ fn removals_are_the_same_by_walk_and_by_search() {
     }
     assert_eq!(table.targets.share(device("eth0")), target);
     table.adopt(found);
-    let all = table.removals();
     // Everything at a strange metric, and what nobody wants.
-    assert_eq!(all.len(), 200 + 50);
-    let some: BTreeSet<IpNetwork> = routes(145..155).chain([net("10.9.0.0/24")]).collect();
-    assert!(some.len() <= table.actual.len() / WALKED);
-    let expected: Vec<Key> = all.into_iter().filter(|key| some.contains(&key.prefix)).collect();
-    table.dirty = some;
+    let mut expected: Vec<Key> = routes(0..200)
+        .map(odd)
+        .chain(routes(150..200).map(Key::ours))
+        .collect();
+    expected.sort();
     assert_eq!(table.removals(), expected);
-    assert_eq!(expected.len(), 10 + 5);
+    for prefix in std::mem::take(&mut table.dirty) {
+        table.entries.get_mut(&prefix).unwrap().dirty = false;
+    }
+    assert_eq!(table.removals(), []);
+    table.doubt(routes(145..155).chain([net("10.9.0.0/24")]));
+    let mut expected: Vec<Key> = routes(145..155)
+        .map(odd)
+        .chain(routes(150..155).map(Key::ours))
+        .collect();
+    expected.sort();
+    assert_eq!(table.removals(), expected);
+}
+
+#[test]
+fn neighbours_are_deleted_apart_and_every_route_once() {
+    for count in [0, 1, 15, 16, 17, 200] {
+        let keys: Vec<Key> = (0..count)
+            .map(|host| Key::ours(net(&format!("10.0.{host}.0/24"))))
+            .collect();
+        let mut order: Vec<Key> = stride(&keys).copied().collect();
+        let near = |pair: &[Key]| {
+            keys.iter().position(|key| *key == pair[0])
+                == keys
+                    .iter()
+                    .position(|key| *key == pair[1])
+                    .map(|at| at.wrapping_sub(1))
+        };
+        assert!(count < 17 || order.windows(2).filter(|pair| near(pair)).count() < STRIDE);
+        order.sort_unstable();
+        assert_eq!(order, keys);
+    }
 }

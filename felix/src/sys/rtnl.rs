@@ -117,53 +117,90 @@ impl Rtnl {
     /// # Errors
     /// [`Error::Broken`]: some may have been done, some not.
     pub fn batch(&mut self, messages: Vec<(RouteNetlinkMessage, u16)>) -> Result<Vec<Outcome>, Error> {
-        let mut outcomes = Vec::with_capacity(messages.len());
-        let mut rest = messages.into_iter().peekable();
-        while rest.peek().is_some() {
-            let first = self.sequence.wrapping_add(1);
-            let mut datagram = Vec::new();
-            let mut count = 0u32;
-            let mut part = rest.by_ref().take(BATCH).peekable();
-            while let Some((message, flags)) = part.next() {
-                self.sequence = self.sequence.wrapping_add(1);
-                // The kernel works through a datagram in order and tells what it refuses without being asked. So the answer to
-                // the last message says that all the others were done.
-                let asks = if part.peek().is_none() { NLM_F_ACK } else { 0 };
-                append(
-                    &mut datagram,
-                    message,
-                    NLM_F_REQUEST | asks | flags,
-                    self.sequence,
-                );
-                count += 1;
+        let mut outcomes: Vec<Outcome> = messages.iter().map(|_| Ok(())).collect();
+        let mut rest = messages.into_iter();
+        let refused = self.batch_of_bytes(|datagram| {
+            let next = rest.next();
+            next.map(|(message, flags)| append(datagram, message, NLM_F_REQUEST | flags, 0))
+        })?;
+        for (index, error) in refused {
+            if let Some(outcome) = outcomes.get_mut(index) {
+                *outcome = Err(error);
             }
-            self.socket.send(&datagram, 0)?;
-            outcomes.extend(self.acknowledgements(first, count)?);
         }
         Ok(outcomes)
     }
 
+    /// As [`Rtnl::batch`], for those who have so many messages that they write the bytes themselves: `next` appends one message,
+    /// with its header and `NLM_F_REQUEST`, or gives `None` when there are no more. The length, the padding and the sequence
+    /// number are filled in here. Returns what was refused, and the how-manieth it was.
+    ///
+    /// # Errors
+    /// [`Error::Broken`]: some may have been done, some not.
+    pub fn batch_of_bytes(
+        &mut self,
+        mut next: impl FnMut(&mut Vec<u8>) -> Option<()>,
+    ) -> Result<Vec<(usize, Error)>, Error> {
+        let mut refused = Vec::new();
+        let mut before = 0;
+        let mut datagram = Vec::new();
+        loop {
+            datagram.clear();
+            let first = self.sequence.wrapping_add(1);
+            let mut count = 0;
+            let mut last = 0;
+            while count < BATCH {
+                let start = datagram.len();
+                if next(&mut datagram).is_none() {
+                    break;
+                }
+                self.sequence = self.sequence.wrapping_add(1);
+                finish(&mut datagram, start, self.sequence);
+                last = start;
+                count += 1;
+            }
+            if count == 0 {
+                return Ok(refused);
+            }
+            // The kernel works through a datagram in order and tells what it refuses without being asked. So the answer to the
+            // last message says that all the others were done.
+            if let Some(flags) = datagram.get_mut(last + 6..last + 8) {
+                for (flag, asks) in flags.iter_mut().zip(NLM_F_ACK.to_ne_bytes()) {
+                    *flag |= asks;
+                }
+            }
+            self.socket.send(&datagram, 0)?;
+            self.acknowledgements(first, count, |offset, error| {
+                refused.push((before + offset, error))
+            })?;
+            before += count;
+        }
+    }
+
     /// Reads until the last message of the datagram has its answer.
-    fn acknowledgements(&mut self, first: u32, count: u32) -> Result<Vec<Outcome>, Error> {
-        let mut outcomes: Vec<Outcome> = (0..count).map(|_| Ok(())).collect();
+    fn acknowledgements(
+        &mut self,
+        first: u32,
+        count: usize,
+        mut refused: impl FnMut(usize, Error),
+    ) -> Result<(), Error> {
         let mut answered = false;
         while !answered {
             for message in self.receive()? {
-                let offset = message.header.sequence_number.wrapping_sub(first);
+                let offset = message.header.sequence_number.wrapping_sub(first) as usize;
                 if let NetlinkPayload::Error(error) = message.payload
-                    && let Some(outcome) = outcomes.get_mut(offset as usize)
+                    && offset < count
                 {
                     if error.code.is_some() {
-                        *outcome = Err(Error::Refused {
-                            source: error.to_io(),
-                            detail: extended_ack(&error.header),
-                        });
+                        let source = error.to_io();
+                        let detail = extended_ack(&error.header);
+                        refused(offset, Error::Refused { source, detail });
                     }
                     answered |= offset + 1 == count;
                 }
             }
         }
-        Ok(outcomes)
+        Ok(())
     }
 
     /// Everything that `message` asks for. Messages that cannot be decoded are left out and counted in the log.
@@ -317,6 +354,17 @@ fn append(datagram: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequ
     datagram.resize(start + message.buffer_len().next_multiple_of(4), 0);
     if let Some(room) = datagram.get_mut(start..) {
         message.serialize(room);
+    }
+}
+
+/// Pads the message that begins at `start` and ends with the datagram, and gives it its length and number.
+fn finish(datagram: &mut Vec<u8>, start: usize, sequence: u32) {
+    let length = u32::try_from(datagram.len() - start).unwrap_or(u32::MAX);
+    datagram.resize(start + (datagram.len() - start).next_multiple_of(4), 0);
+    for (place, value) in [(start, length), (start + 8, sequence)] {
+        if let Some(bytes) = datagram.get_mut(place..place + 4) {
+            bytes.copy_from_slice(&value.to_ne_bytes());
+        }
     }
 }
 
