@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::bmp::Station;
 pub use crate::filter::Filter;
+use crate::mrt::Recording;
 pub use crate::wire::{Family, Role};
 
 /// Everything one speaker is told.
@@ -45,6 +46,8 @@ pub struct SpeakerConfig {
     pub ranges: Vec<PeerRange>,
     /// BMP stations that are told what happens (RFC 7854).
     pub stations: Vec<Station>,
+    /// What goes over the sessions is recorded there (RFC 6396).
+    pub recording: Option<Recording>,
 }
 
 /// Peers that are made when they connect, and go when they are gone.
@@ -91,6 +94,7 @@ impl SpeakerConfig {
             peers: Vec::new(),
             ranges: Vec::new(),
             stations: Vec::new(),
+            recording: None,
         }
     }
 
@@ -105,6 +109,11 @@ impl SpeakerConfig {
                 who: "speaker".into(),
                 asn: self.asn,
             });
+        }
+        if let Some(recording) = &self.recording
+            && (recording.name.is_empty() || recording.name.contains('/') || recording.size == 0)
+        {
+            found.push(ConfigError::Recording);
         }
         let mut names = BTreeSet::new();
         let mut addresses: BTreeMap<(IpAddr, Option<&str>), &str> = BTreeMap::new();
@@ -167,6 +176,9 @@ pub enum ConfigError {
         /// The number.
         asn: u32,
     },
+    /// Files could not be named, or none could hold anything.
+    #[error("recording: a name without / and a size above 0 are needed")]
+    Recording,
     /// Two peers of one name.
     #[error("peer {peer} is configured twice")]
     DuplicateName {

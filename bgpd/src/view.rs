@@ -186,6 +186,29 @@ pub struct Summary {
     pub attribute_sets: usize,
     /// Peers in the order of the configuration.
     pub peers: Vec<PeerSummary>,
+    /// What goes over the sessions is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recording: Option<RecordingView>,
+}
+
+/// How the recording of messages goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordingView {
+    /// Where the files are.
+    pub directory: String,
+    /// The one that is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Records written since the recording began.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Records left out, because the disk was too slow or failed.
+    pub left_out: u64,
+    /// What went wrong, if it still does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// One row of `summary`.

@@ -20,6 +20,7 @@ mod datagram;
 mod discovery;
 mod handle;
 mod owner;
+mod recorder;
 mod session;
 mod sockopt;
 mod stations;

@@ -16,6 +16,7 @@ use super::bfd::{self, FromBfd, Target, ToBfd};
 use super::datagram::interface_of;
 use super::discovery::{self, Heard, Links};
 use super::handle::{Command, Handle, HandleError};
+use super::recorder::Recorder;
 use super::session::{Driver, FromSession, Report, ToSession};
 use super::sockopt;
 use super::stations::{Connected, Stations};
@@ -73,6 +74,7 @@ struct Owner {
     finishing: Vec<tokio::task::JoinHandle<()>>,
     listeners: Vec<Listener>,
     stations: Stations,
+    recorder: Arc<Recorder>,
     reports: mpsc::Sender<FromSession>,
     accepted: mpsc::Sender<(TcpStream, SocketAddr)>,
     lives: u64,
@@ -116,6 +118,7 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
         finishing: Vec::new(),
         listeners: Vec::new(),
         stations: Stations::new(connected),
+        recorder: Arc::default(),
         reports,
         accepted,
         lives: 0,
@@ -133,6 +136,7 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
     let watched = owner.watched.clone();
     owner.listen(&config)?;
     owner.stations.set(&config.stations, &owner.runtime);
+    owner.recorder.set(config.asn, config.recording.as_ref());
     let inboxes = Inboxes {
         commands: command_inbox,
         reports: report_inbox,
@@ -296,7 +300,11 @@ impl Owner {
         match command {
             Command::Reconfigure(config, answer) => drop(answer.send(self.reconfigure(*config, now))),
             Command::SetOriginated(prefixes) => self.speaker.set_originated(prefixes, now),
-            Command::Summary(answer) => drop(answer.send(self.speaker.summary(now))),
+            Command::Summary(answer) => {
+                let mut summary = self.speaker.summary(now);
+                summary.recording = self.recorder.view();
+                drop(answer.send(summary));
+            }
             Command::Neighbors(answer) => drop(answer.send(self.speaker.neighbors(now))),
             Command::Routes(query, answer) => drop(answer.send(self.speaker.routes(&query))),
             Command::Dump(answer) => {
@@ -342,6 +350,7 @@ impl Owner {
         self.speaker.reconfigure(config.clone(), now);
         self.tell_stations();
         self.stations.set(&config.stations, &self.runtime);
+        self.recorder.set(config.asn, config.recording.as_ref());
         self.speaker.monitor(self.stations.parts());
         self.listen(&config)
     }
@@ -506,7 +515,14 @@ impl Owner {
         let session = Session::new(config, identity, self.random.hash_one(life));
         self.speaker.attach_counters(peer, session.counters());
         let (inbox, receiver) = mpsc::unbounded_channel();
-        let driver = Driver::new(peer, life, session, receiver, self.reports.clone());
+        let driver = Driver::new(
+            peer,
+            life,
+            session,
+            receiver,
+            self.reports.clone(),
+            Arc::clone(&self.recorder),
+        );
         let reports = self.reports.clone();
         let task = self.runtime.spawn(driver.run());
         let watch = self.runtime.spawn(async move {
@@ -645,6 +661,7 @@ impl Owner {
             }
         };
         drop(tokio::time::timeout(SHUTDOWN, all).await);
+        self.recorder.finish();
         if let Some(bfd) = self.bfd.take() {
             // After the sessions: a peer that heard this first and takes it for a failure, as FRR and BIRD do, would not begin to
             // wait for our return.

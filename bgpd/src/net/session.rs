@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -25,10 +26,14 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::datagram::scoped;
+use super::recorder::Recorder;
 use super::sockopt;
+use crate::config::{Family, PeerAs};
 use crate::fsm::{Command, ConnId, Session, SessionEvent, Transmit, Transport};
+use crate::mrt::{Encoding, Ends};
 use crate::rib::table::PeerIndex;
 use crate::speaker::Output;
+use crate::view::State;
 use crate::wire::{MAX_EXTENDED_MESSAGE_LENGTH, frame};
 
 /// Bytes asked of the kernel at a time.
@@ -84,6 +89,8 @@ pub(super) enum Report {
 struct Conn {
     id: ConnId,
     stream: TcpStream,
+    /// Our end.
+    local: IpAddr,
     /// The beginning of a message.
     begun: Vec<u8>,
     out: VecDeque<Bytes>,
@@ -108,6 +115,9 @@ pub(super) struct Driver {
     ready: Option<ConnId>,
     credit: Arc<Semaphore>,
     paused: bool,
+    recorder: Arc<Recorder>,
+    /// The state that was recorded last.
+    recorded: State,
 }
 
 thread_local! {
@@ -131,6 +141,7 @@ impl Driver {
         session: Session,
         inbox: mpsc::UnboundedReceiver<ToSession>,
         outbox: mpsc::Sender<FromSession>,
+        recorder: Arc<Recorder>,
     ) -> Self {
         Self {
             peer,
@@ -146,6 +157,8 @@ impl Driver {
             ready: None,
             credit: Arc::new(Semaphore::new(REPORTS)),
             paused: false,
+            recorder,
+            recorded: State::Idle,
         }
     }
 
@@ -268,6 +281,7 @@ impl Driver {
                     self.connecting = Some((id, Box::pin(async move { socket?.connect(to?).await })));
                 }
                 Transmit::Send(id, bytes) => {
+                    self.record(id, true, || bytes.clone());
                     if let Some(conn) = self.conn(id) {
                         conn.out.push_back(bytes);
                         self.write(id, now);
@@ -277,6 +291,9 @@ impl Driver {
             }
         }
         while let Some(event) = self.session.poll_event() {
+            if let SessionEvent::State { state, .. } = &event {
+                self.record_state(*state);
+            }
             if let SessionEvent::Update(update) = &event {
                 for error in &update.errors {
                     debug!(peer = %self.session.config().name, %error, "malformed attribute");
@@ -289,6 +306,57 @@ impl Driver {
                 self.gathered += UPDATE + announced.chain(withdrawn).sum::<usize>();
             }
             self.events.push(event);
+        }
+    }
+
+    /// Records messages of a connection, where that is wanted.
+    fn record(&self, id: ConnId, sent: bool, bytes: impl FnOnce() -> Bytes) {
+        if !self.recorder.is_on() {
+            return;
+        }
+        let Some(conn) = self.conns.iter().find(|conn| conn.id == id) else {
+            return;
+        };
+        let agreed = self.session.negotiated();
+        let encoding = agreed
+            .filter(|_| self.session.established() == Some(id))
+            .map(|n| Encoding {
+                four_octet_as: n.four_octet_as,
+                add_path: Family::ALL.map(|family| {
+                    if sent {
+                        n.add_path_send.contains(&family)
+                    } else {
+                        n.decode.family(family).add_path
+                    }
+                }),
+            });
+        let ends = self.ends(Some(conn.local));
+        self.recorder
+            .messages(ends, sent, encoding.unwrap_or_default(), bytes());
+    }
+
+    fn record_state(&mut self, state: State) {
+        let old = std::mem::replace(&mut self.recorded, state);
+        if self.recorder.is_on() && old != state {
+            let local = self.conns.first().map(|conn| conn.local);
+            self.recorder.state(self.ends(local), old, state);
+        }
+    }
+
+    fn ends(&self, local: Option<IpAddr>) -> Ends {
+        let config = self.session.config();
+        let local_asn = config.local_asn.unwrap_or(self.recorder.asn());
+        let peer_asn = match (self.session.negotiated(), config.asn) {
+            (Some(negotiated), _) => negotiated.peer_asn,
+            (None, PeerAs::Fixed(asn)) => asn,
+            (None, PeerAs::Internal) => local_asn,
+            (None, PeerAs::External | PeerAs::Any) => 0,
+        };
+        Ends {
+            peer_asn,
+            local_asn,
+            peer: config.address,
+            local: local.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
         }
     }
 
@@ -327,7 +395,7 @@ impl Driver {
         let local = prepared.and_then(|()| stream.local_addr());
         match local {
             Ok(local) => {
-                self.add(id, stream);
+                self.add(id, stream, local.ip().to_canonical());
                 self.session.handle_transport(
                     id,
                     Transport::Accepted {
@@ -344,7 +412,7 @@ impl Driver {
         self.connecting = None;
         let what = match result.and_then(|stream| Ok((stream.local_addr()?, stream))) {
             Ok((local, stream)) => {
-                self.add(id, stream);
+                self.add(id, stream, local.ip().to_canonical());
                 Transport::Connected {
                     local: local.ip().to_canonical(),
                 }
@@ -356,10 +424,11 @@ impl Driver {
         self.session.handle_transport(id, what, now);
     }
 
-    fn add(&mut self, id: ConnId, stream: TcpStream) {
+    fn add(&mut self, id: ConnId, stream: TcpStream, local: IpAddr) {
         self.conns.push(Conn {
             id,
             stream,
+            local,
             begun: Vec::new(),
             out: VecDeque::new(),
             owes_ready: false,
@@ -371,6 +440,11 @@ impl Driver {
             return;
         }
         let counters = self.session.counters();
+        if self.recorder.is_on() {
+            for piece in &output.bytes {
+                self.record(output.conn, true, || piece.clone());
+            }
+        }
         if let Some(conn) = self.conn(output.conn) {
             counters.count_batch(&output.bytes, output.messages);
             conn.out.extend(output.bytes);
@@ -471,6 +545,7 @@ impl Driver {
             match frame(bytes, max) {
                 Ok(Some((length, _))) => {
                     let (message, rest) = bytes.split_at(length.min(bytes.len()));
+                    self.record(id, false, || Bytes::copy_from_slice(message));
                     self.session.handle_message(id, message, now);
                     bytes = rest;
                     // Events gather in the session's queue; OPEN changes what the next message may be, so it is done here.

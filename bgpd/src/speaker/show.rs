@@ -38,6 +38,7 @@ impl Speaker {
                 .in_config_order()
                 .map(|(index, peer)| self.peer_summary(index, peer, now))
                 .collect(),
+            recording: None,
         }
     }
 

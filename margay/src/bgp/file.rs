@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -18,6 +18,7 @@ use bgpd::filter::{
     Action, Community, Filter, InterfacePattern, Operation, PeerType, PrefixMatch, PrefixOperator,
     RouteSource, Rule,
 };
+use bgpd::mrt::Recording;
 use bgpd::view::OriginAttributes;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -55,6 +56,7 @@ struct File {
     metrics: Metrics,
     #[serde(default)]
     bmp: Vec<Bmp>,
+    mrt: Option<Mrt>,
     #[serde(default)]
     originate: Vec<Originate>,
     #[serde(default)]
@@ -85,6 +87,33 @@ enum MonitorWord {
     PostPolicy,
     AdjRibOut,
     LocRib,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mrt {
+    directory: PathBuf,
+    name: Option<String>,
+    interval: Option<u64>,
+    size: Option<u64>,
+    keep: Option<usize>,
+    sent: Option<bool>,
+    queue: Option<usize>,
+}
+
+impl From<Mrt> for Recording {
+    fn from(table: Mrt) -> Self {
+        let usual = Self::new(table.directory);
+        Self {
+            name: table.name.unwrap_or(usual.name),
+            interval: table.interval.map_or(usual.interval, Duration::from_secs),
+            size: table.size.unwrap_or(usual.size),
+            keep: table.keep.unwrap_or(usual.keep),
+            sent: table.sent.unwrap_or(usual.sent),
+            queue: table.queue.unwrap_or(usual.queue),
+            directory: usual.directory,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -390,6 +419,8 @@ pub fn parse(text: &str, password: &dyn Fn(&str) -> anyhow::Result<String>) -> a
         }
         config.stations.push(station);
     }
+
+    config.recording = file.mrt.map(Recording::from);
 
     let mut warnings = Vec::new();
     for neighbor in &file.neighbor {
@@ -707,6 +738,8 @@ mod tests {
             ["10.0.0.1:179".parse().unwrap(), "[fd00::1]:179".parse().unwrap()]
         );
         assert!(!speaker.install);
+        let recording = Recording::new("/var/log/margay/mrt");
+        assert_eq!(config.recording.as_ref(), Some(&recording));
         assert_eq!(
             speaker
                 .originate
@@ -790,6 +823,8 @@ mod tests {
                 "min-rx, min-tx (milliseconds)",
             ),
             ("[[originate]]\nprefix = \"10.0.0.1/24\"\n", "10.0.0.0/24"),
+            ("[mrt]\nname = \"x\"\n", "directory"),
+            ("[mrt]\ndirectory = \"/x\"\nsize = 0\n", "a size above 0"),
             (
                 "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = \"ebgp\"\n",
                 "external",

@@ -236,6 +236,23 @@ pub(crate) fn register(registry: &mut Registry, summary: &Summary, neighbors: &[
         "Distinct attribute sets in memory",
         sets,
     );
+    if let Some(recording) = &summary.recording {
+        let mut counter = |name: &str, help: &str, value| {
+            let counter = Counter::<u64>::default();
+            counter.inc_by(value);
+            registry.register(name, help, counter);
+        };
+        counter(
+            "bgp_recorded_messages",
+            "Messages and states written to MRT files",
+            recording.records,
+        );
+        counter(
+            "bgp_recording_left_out",
+            "Messages and states that the disk was too slow for or failed to take",
+            recording.left_out,
+        );
+    }
     let in_sync = Gauge::<i64>::default();
     in_sync.set(summary.in_sync.into());
     registry.register("bgp_in_sync", "1 once the peers have told their routes", in_sync);

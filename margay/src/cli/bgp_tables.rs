@@ -1,6 +1,6 @@
 //! What `margay bgp` prints: peers and routes in the columns that BIRD and FRR users know.
 
-use bgpd::view::{Closed, Neighbor, PeerSummary, Route, RouteStatus, State, Summary};
+use bgpd::view::{Closed, Neighbor, PeerSummary, RecordingView, Route, RouteStatus, State, Summary};
 
 use super::output::{Columns, age, counted};
 
@@ -21,7 +21,11 @@ pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
     if summary.drain {
         text.push_str("; draining: others are asked to prefer other ways");
     }
-    text.push_str("\n\n");
+    text.push('\n');
+    if let Some(recording) = &summary.recording {
+        text.push_str(&recorded(recording));
+    }
+    text.push('\n');
     if summary.peers.is_empty() {
         text.push_str("no peers are configured\n");
         return text;
@@ -66,6 +70,23 @@ pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
         table.row(row);
     }
     text.push_str(&table.render());
+    text
+}
+
+/// What is recorded where, and what is missing there.
+fn recorded(recording: &RecordingView) -> String {
+    let mut text = format!(
+        "messages are recorded in {}: {}",
+        recording.directory,
+        counted(usize::try_from(recording.records).unwrap_or(usize::MAX), "record")
+    );
+    if recording.left_out > 0 {
+        text.push_str(&format!(", {} left out", recording.left_out));
+    }
+    if let Some(error) = &recording.error {
+        text.push_str(&format!("; {error}"));
+    }
+    text.push('\n');
     text
 }
 
@@ -351,11 +372,20 @@ mod tests {
                 peer("c", on_purpose),
                 peer("d", ClosedDirections::default()),
             ],
+            recording: Some(RecordingView {
+                directory: "/var/log/mrt".into(),
+                file: None,
+                records: 7,
+                bytes: 700,
+                left_out: 3,
+                error: Some("cannot open a file: no room".into()),
+            }),
         };
         assert_eq!(
             summary_table(&summary, false),
             "\
 BGP router identifier 192.0.2.1, local AS 65000
+messages are recorded in /var/log/mrt: 7 records, 3 left out; cannot open a file: no room
 
 NEIGHBOR   AS     STATE        UP/DOWN  RECEIVED  ACCEPTED  ADVERTISED  INFO
 192.0.2.2  65001  Established  30s      5         (policy)  (policy)    no import or export policy: no route passes to or from another AS (RFC 8212)

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use bgpd::bmp::{Parts, Station};
 use bgpd::view::Summary;
 use clap::{Args, Subcommand};
 use ipnetwork::IpNetwork;
@@ -55,12 +56,46 @@ pub(super) struct RunArgs {
     /// Serve Prometheus metrics and health on this TCP address as well as on the socket
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
-    /// Tell this BMP station about peers and their routes (RFC 7854); may be given several times
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    bmp_station: Vec<SocketAddr>,
+    /// Tell this BMP station about peers and their routes (RFC 7854); may be given several times. PARTs: pre-policy, post-policy,
+    /// adj-rib-out, loc-rib; post-policy and loc-rib when left out
+    #[arg(long, value_name = "ADDRESS:PORT[=PART,...]", value_parser = station)]
+    bmp_station: Vec<Station>,
+    /// Record everything that goes over BGP sessions in MRT files there (RFC 6396): a file every quarter of an hour or 64 MiB, those
+    /// of a day are kept
+    #[arg(long, value_name = "DIR")]
+    mrt_directory: Option<PathBuf>,
     /// Form of the log: text, or json with one object a line
     #[arg(long, value_enum, default_value_t = logging::Style::Text, value_name = "FORM", hide_possible_values = true)]
     log_format: logging::Style,
+}
+
+/// `ADDRESS:PORT`, and after `=` what the station wants to hear.
+fn station(text: &str) -> Result<Station, String> {
+    let (address, parts) = match text.split_once('=') {
+        Some((address, parts)) => (address, Some(parts)),
+        None => (text, None),
+    };
+    let address = address
+        .parse()
+        .map_err(|_| format!("{address:?} is not an address with a port"))?;
+    let mut station = Station::new(address);
+    if let Some(parts) = parts {
+        station.parts = Parts::default();
+        for part in parts.split(',') {
+            *match part {
+                "pre-policy" => &mut station.parts.pre_policy,
+                "post-policy" => &mut station.parts.post_policy,
+                "adj-rib-out" => &mut station.parts.adj_rib_out,
+                "loc-rib" => &mut station.parts.loc_rib,
+                other => {
+                    return Err(format!(
+                        "{other:?} is none of pre-policy, post-policy, adj-rib-out, loc-rib"
+                    ));
+                }
+            } = true;
+        }
+    }
+    Ok(station)
 }
 
 /// What tells the network where workloads are.
@@ -125,6 +160,7 @@ pub(super) fn run_daemon(global: &Global, args: &RunArgs) -> anyhow::Result<Exit
         state_dir: args.state_dir.clone(),
         metrics_listen: args.metrics_listen,
         bmp_stations: args.bmp_station.clone(),
+        mrt_directory: args.mrt_directory.clone(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -38,6 +38,7 @@ use arc_swap::ArcSwapOption;
 use bgpd::Event;
 use bgpd::bmp::Station;
 use bgpd::config::SpeakerConfig;
+use bgpd::mrt::Recording;
 use bgpd::view::OriginAttributes;
 use datastore::ipam::{Collector, Ipam};
 use datastore::{Client, Key, Mirror, State, Store, Update, key};
@@ -93,7 +94,9 @@ pub struct Options {
     /// Where to serve metrics and health over TCP.
     pub metrics_listen: Option<SocketAddr>,
     /// BMP stations.
-    pub bmp_stations: Vec<SocketAddr>,
+    pub bmp_stations: Vec<Station>,
+    /// Where to record what goes over BGP sessions.
+    pub mrt_directory: Option<PathBuf>,
 }
 
 /// Ways to peers, and addresses that workloads peer with.
@@ -550,12 +553,8 @@ impl Daemon {
             };
             let mut plan = cluster.plan(&self.options.name, here);
             if let Some(config) = &mut plan.config {
-                config.stations = self
-                    .options
-                    .bmp_stations
-                    .iter()
-                    .map(|to| Station::new(*to))
-                    .collect();
+                config.stations.clone_from(&self.options.bmp_stations);
+                config.recording = self.options.mrt_directory.clone().map(Recording::new);
             }
             plan
         } else {

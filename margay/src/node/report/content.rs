@@ -245,6 +245,7 @@ mod tests {
             prefixes: BTreeMap::new(),
             attribute_sets: 0,
             peers,
+            recording: None,
         }
     }
 

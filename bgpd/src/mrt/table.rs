@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::{BufMut, BytesMut};
 
+use super::{put, record};
 use crate::config::Family;
 use crate::wire::{PathAttributes, Prefix, encode_table_attributes};
 
@@ -138,19 +139,6 @@ impl TableDump {
     }
 
     fn record(&mut self, subtype: u16, body: impl FnOnce(&mut BytesMut)) {
-        self.out.put_u32(self.time);
-        self.out.put_u16(TABLE_DUMP_V2);
-        self.out.put_u16(subtype);
-        let at = self.out.len();
-        self.out.put_u32(0);
-        body(&mut self.out);
-        let length = u32::try_from(self.out.len() - at - 4).unwrap_or(u32::MAX);
-        put(&mut self.out, at, &length.to_be_bytes());
-    }
-}
-
-fn put(out: &mut BytesMut, at: usize, bytes: &[u8]) {
-    if let Some(place) = out.get_mut(at..at + bytes.len()) {
-        place.copy_from_slice(bytes);
+        record(&mut self.out, self.time, TABLE_DUMP_V2, subtype, body);
     }
 }
