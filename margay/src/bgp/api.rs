@@ -43,7 +43,7 @@ fn speaker<S: HasSpeaker>(source: &S) -> Result<Arc<Handle>, Failure> {
     source.speaker().ok_or_else(|| {
         Failure(
             StatusCode::CONFLICT,
-            "BGP is off on this node; `margay node status` says why".into(),
+            "BGP does not run on this node, or not yet; `margay node status` says why".into(),
         )
     })
 }

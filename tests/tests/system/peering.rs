@@ -159,7 +159,11 @@ fn ways(node: &Node, prefix: &str) -> anyhow::Result<Vec<(String, String)>> {
 }
 
 fn neighbor(rig: &Rig, host: &str, name: &str) -> anyhow::Result<Value> {
-    let said: Value = serde_json::from_str(&rig.margay(host, &["bgp", "neighbors", "-o", "json"])?)?;
+    let Ok(said) = rig.margay(host, &["bgp", "neighbors", "-o", "json"]) else {
+        // Nobody has told the speaker anything yet, so there is none.
+        return Ok(Value::Null);
+    };
+    let said: Value = serde_json::from_str(&said)?;
     let mut all = said.as_array().context("a list")?.iter();
     let found = all.find(|neighbor| neighbor["name"] == name);
     Ok(found.cloned().unwrap_or_default())
