@@ -42,6 +42,7 @@ fn negotiated(asn: u32, peer: u32) -> Arc<Negotiated> {
         extended_messages: false,
         role: None,
         long_lived: false,
+        bfd_strict: false,
         graceful_restart: None,
         opens: Default::default(),
         decode: DecodeContext {

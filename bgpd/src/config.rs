@@ -387,6 +387,10 @@ pub struct Bfd {
     pub multiplier: u8,
     /// Over several hops (RFC 5883). Otherwise packets that passed a router are not believed (RFC 5881 §5).
     pub multihop: bool,
+    /// No session before BFD is Up, if the peer says the same (draft-ietf-idr-bgp-bfd-strict-mode).
+    pub strict: bool,
+    /// So long is waited for it where the session has no hold time.
+    pub hold_time: Duration,
 }
 
 impl Default for Bfd {
@@ -396,6 +400,8 @@ impl Default for Bfd {
             min_tx: Duration::from_millis(300),
             multiplier: 3,
             multihop: false,
+            strict: false,
+            hold_time: Duration::from_secs(30),
         }
     }
 }

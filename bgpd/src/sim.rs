@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use ipnetwork::IpNetwork;
 
+use crate::bfd;
 use crate::config::{PeerAs, PeerConfig, SpeakerConfig};
 use crate::fsm::{ConnId, Session, SessionEvent, Transmit, Transport};
 use crate::rib::table::PeerIndex;
@@ -267,6 +268,16 @@ impl World {
         node.speaker.clear(peer, what, now);
         node.told = true;
         self.pump(n);
+    }
+
+    /// What BFD at node `a` says of the path to `b` from now on.
+    pub fn bfd(&mut self, a: NodeIndex, b: NodeIndex, status: bfd::Status) {
+        let node = self.node_mut(a);
+        if let Some(peer) = node.speaker.peer_at(address(b), None) {
+            node.speaker.handle_bfd(peer, status);
+        }
+        node.told = true;
+        self.pump(a);
     }
 
     // --- faults ------------------------------------------------------------------------------------------------------

@@ -244,6 +244,9 @@ pub struct PeerSummary {
     pub last_error: Option<String>,
     /// Free text of the configuration.
     pub description: String,
+    /// Both sides want BFD to be up first (draft-ietf-idr-bgp-bfd-strict-mode), and it is not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits_for_bfd: bool,
     /// In which direction nothing can pass, whatever there is.
     #[serde(default, skip_serializing_if = "ClosedDirections::is_empty")]
     pub closed: ClosedDirections,
@@ -411,6 +414,9 @@ pub struct BfdView {
     pub detection_ms: Option<u64>,
     /// Over several hops (RFC 5883).
     pub multihop: bool,
+    /// We want no session without it, if the peer does neither.
+    #[serde(default)]
+    pub strict: bool,
     /// How often the session was lost.
     pub losses: u64,
 }

@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use bgpd::State;
-use bgpd::config::{PeerAs, PeerRange, Role};
+use bgpd::bfd;
+use bgpd::config::{Bfd, PeerAs, PeerRange, Role};
 use bgpd::filter::{Action, Community, Filter, Operation, PeerType, Rule};
 use bgpd::sim::{World, address};
 use bgpd::speaker::Clear;
@@ -490,4 +491,69 @@ fn a_filter_is_closed_when_no_route_at_all_could_pass() {
         let is = (filter.is_open(PeerType::Ebgp), filter.is_open(PeerType::Ibgp));
         assert_eq!(is, (outside, inside), "{filter:?}");
     }
+}
+
+/// draft-ietf-idr-bgp-bfd-strict-mode, as two whole speakers see it.
+#[test]
+fn strict_sessions_wait_for_bfd_on_both_sides_and_go_with_it() {
+    let mut world = world(22);
+    for (n, other) in [(0, 1), (1, 0)] {
+        let mut config = world.config(n, 65000);
+        let mut peer = World::peering(other, 65000);
+        peer.bfd = Some(Bfd {
+            strict: true,
+            ..Bfd::default()
+        });
+        config.peers.push(peer);
+        world.add(config);
+        world.originate(n, [prefix(n, 1)]);
+    }
+    let says = |state: bfd::State, remote_state: bfd::State| bfd::Status {
+        state,
+        remote_state,
+        diagnostic: bfd::Diagnostic::NONE,
+        remote_diagnostic: bfd::Diagnostic::NONE,
+        remote_independent: false,
+        transmit: SECOND,
+        detection: None,
+        multihop: false,
+    };
+    let up = says(bfd::State::Up, bfd::State::Up);
+    let down = says(bfd::State::Down, bfd::State::Down);
+    let row = |world: &World, n| world.node(n).speaker().summary(Instant::now()).peers[0].clone();
+    world.run(60 * SECOND);
+    for n in [0, 1] {
+        let row = row(&world, n);
+        assert_eq!((row.state, row.waits_for_bfd), (State::OpenSent, true));
+        assert!(world.node(n).fib.is_empty());
+    }
+    // One side is quicker: the other remembers its KEEPALIVE.
+    world.bfd(0, 1, up.clone());
+    world.run(20 * SECOND);
+    assert_eq!(row(&world, 0).state, State::OpenConfirm);
+    assert_eq!(row(&world, 1).state, State::OpenSent);
+    world.bfd(1, 0, up.clone());
+    world.run(5 * SECOND);
+    for n in [0, 1] {
+        let row = row(&world, n);
+        assert_eq!((row.state, row.waits_for_bfd), (State::Established, false));
+    }
+    assert_eq!(world.node(0).fib[&prefix(1, 1)], [address(1)]);
+
+    // The path is lost: so are the routes, and nobody comes back before it does.
+    for n in [0, 1] {
+        world.bfd(n, 1 - n, down.clone());
+    }
+    world.run(300 * SECOND);
+    assert!(world.node(0).fib.is_empty());
+    assert_ne!(row(&world, 0).state, State::Established);
+    for n in [0, 1] {
+        world.bfd(n, 1 - n, up.clone());
+    }
+    world.run(60 * SECOND);
+    assert_eq!(row(&world, 0).state, State::Established);
+    // Taken out of service on purpose it says nothing about the path.
+    world.bfd(0, 1, says(bfd::State::Down, bfd::State::AdminDown));
+    world.run(60 * SECOND);
+    assert_eq!(row(&world, 0).state, State::Established);
 }

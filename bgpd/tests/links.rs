@@ -23,9 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const INSIDE: &str = "BGPD_LINKS_CASE";
 const FRR: &str = "/usr/lib/frr";
 
+/// Only a new FRR knows `neighbor … bfd strict`.
+const STRICT_FRR: &str = "frr_and_we_wait_for_bfd_before_there_is_a_session";
+
 type Case = (&'static str, &'static [&'static str], fn());
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 9] = [
     (
         "bird_that_stops_sending_loses_its_session_and_its_routes_at_once",
         &["bird", "birdc"],
@@ -52,6 +55,16 @@ const CASES: [Case; 7] = [
         ourselves,
     ),
     (
+        "two_of_us_wait_for_bfd_before_there_is_a_session",
+        &["nft"],
+        strict,
+    ),
+    (
+        STRICT_FRR,
+        &["/usr/lib/frr/bfdd", "/usr/lib/frr/bgpd", "vtysh", "nft"],
+        strict_with_frr,
+    ),
+    (
         "frr_finds_us_and_we_find_it_on_a_link_without_addresses",
         &["/usr/lib/frr/bgpd", "vtysh"],
         || unnumbered(Frr::start(true)),
@@ -66,7 +79,10 @@ const CASES: [Case; 7] = [
 fn main() -> ExitCode {
     if let Ok(case) = std::env::var(INSIDE) {
         if case == "far" {
-            far_process();
+            far_process(false);
+        }
+        if case == "far strict" {
+            far_process(true);
         }
         let (.., run) = CASES
             .iter()
@@ -83,6 +99,8 @@ fn main() -> ExitCode {
     });
     let trials = CASES.iter().map(|(name, programs, _)| {
         let lacks = base.clone().or_else(|| programs.iter().find_map(missing));
+        let unknown = *name == STRICT_FRR && lacks.is_none() && !frr_is_strict();
+        let lacks = lacks.or(unknown.then(|| "this FRR has no `neighbor … bfd strict`".to_owned()));
         let trial = Trial::test(*name, move || in_namespaces(name)).with_ignored_flag(lacks.is_some());
         match lacks {
             Some(reason) => {
@@ -106,6 +124,11 @@ fn missing(program: &&str) -> Option<String> {
             .any(|dir| dir.join(program).is_file())
     });
     (!there && !found).then(|| format!("no {program}"))
+}
+
+fn frr_is_strict() -> bool {
+    let program = std::fs::read(format!("{FRR}/bgpd")).unwrap_or_default();
+    program.windows(10).any(|at| at == b"bfd strict")
 }
 
 fn is_root() -> bool {
@@ -670,9 +693,9 @@ fn unnumbered(router: impl Router) {
 }
 
 /// The far side of [`ourselves`].
-fn far_process() -> ! {
+fn far_process(strict: bool) -> ! {
     let mut config = config(PeerConfig {
-        bfd: Some(quick()),
+        bfd: Some(Bfd { strict, ..quick() }),
         ..PeerConfig::unnumbered("far", "there", PeerAs::Internal)
     });
     config.router_id = [10, 77, 0, 2].into();
@@ -727,4 +750,73 @@ fn ourselves() {
     until("the session is gone", || {
         near.neighbor().summary.state != State::Established
     });
+}
+
+/// Nothing of BFD gets in while the session is made.
+struct Deaf;
+
+impl Deaf {
+    fn now() -> Self {
+        run("nft add table inet deaf");
+        run("nft add chain inet deaf in { type filter hook input priority 0 ; }");
+        run("nft add rule inet deaf in udp dport 3784 drop");
+        Self
+    }
+
+    fn no_longer(self) {
+        run("nft delete table inet deaf");
+    }
+}
+
+fn strictly(peer: PeerConfig) -> SpeakerConfig {
+    config(PeerConfig {
+        bfd: Some(Bfd {
+            strict: true,
+            ..quick()
+        }),
+        ..peer
+    })
+}
+
+fn waits_then_comes_up(near: &Near, deaf: Deaf) {
+    until("both OPENs, and no more", || {
+        near.neighbor().summary.waits_for_bfd
+    });
+    let neighbor = near.neighbor();
+    assert_eq!(
+        (neighbor.summary.state, neighbor.established_count),
+        (State::OpenSent, 0)
+    );
+    assert!(
+        neighbor
+            .bfd
+            .is_some_and(|bfd| bfd.strict && bfd.state != bfd::State::Up)
+    );
+    deaf.no_longer();
+    let neighbor = near.until_established();
+    assert_eq!(neighbor.established_count, 1);
+    assert_eq!(neighbor.bfd.unwrap().state, bfd::State::Up);
+    until("its routes", || near.learned() > 0);
+}
+
+fn strict() {
+    let mut far = Far::new(true);
+    let deaf = Deaf::now();
+    let near = Near::start(strictly(PeerConfig::unnumbered("far", "here", PeerAs::Internal)));
+    let child = far
+        .enter()
+        .arg(std::env::current_exe().unwrap())
+        .env(INSIDE, "far strict")
+        .spawn()
+        .unwrap();
+    far.started.push(child);
+    waits_then_comes_up(&near, deaf);
+}
+
+fn strict_with_frr() {
+    let deaf = Deaf::now();
+    let router = Frr::start(false);
+    router.ask("configure\nrouter bgp 65002\nneighbor 10.77.0.1 bfd strict");
+    let near = Near::start(strictly(router.peer()));
+    waits_then_comes_up(&near, deaf);
 }

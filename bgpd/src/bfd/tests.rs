@@ -13,7 +13,7 @@ fn fast() -> Bfd {
         min_rx: 100 * MS,
         min_tx: 100 * MS,
         multiplier: 3,
-        multihop: false,
+        ..Bfd::default()
     }
 }
 

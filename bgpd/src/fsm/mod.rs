@@ -85,10 +85,24 @@ pub enum Command {
     /// BFD says that the path is dead: Cease, BFD Down (RFC 9384), nothing is kept (RFC 5882 §4.3.2.2), and back as soon as TCP
     /// gets through.
     PathDown,
+    /// What BFD says about the path, for sessions that wait for it.
+    Path(PathState),
     /// Asks the peer for its routes again (RFC 2918). Ignored unless established and understood by the peer.
     RequestRefresh(Family),
     /// New parameters: timers at once, the rest with the next OPEN.
     Reconfigure(Box<PeerConfig>, Identity),
+}
+
+/// What BFD says about the path to a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathState {
+    /// Packets get through both ways.
+    Up,
+    /// One side's BFD is switched off on purpose, which says nothing about the path (RFC 5882 §3.2).
+    AdminDown,
+    /// They do not, or nobody knows.
+    #[default]
+    Down,
 }
 
 /// What happened to a connection.

@@ -48,6 +48,8 @@ pub struct Negotiated {
     pub role: Option<Role>,
     /// The peer knows what LLGR_STALE means (RFC 9494).
     pub long_lived: bool,
+    /// Neither side wants a session without BFD (draft-ietf-idr-bgp-bfd-strict-mode).
+    pub bfd_strict: bool,
     /// What the peer said about graceful restart; only when we do it too.
     pub graceful_restart: Option<PeerGracefulRestart>,
     /// How its messages are to be read.
@@ -111,6 +113,9 @@ pub fn local_open(config: &PeerConfig, identity: &Identity, seen_before: bool) -
         .collect();
     capabilities.push(Capability::RouteRefresh);
     capabilities.push(Capability::EnhancedRouteRefresh);
+    if config.bfd.is_some_and(|bfd| bfd.strict) {
+        capabilities.push(Capability::BfdStrictMode);
+    }
     if config.extended_messages {
         capabilities.push(Capability::ExtendedMessage);
     }
@@ -305,6 +310,7 @@ pub fn negotiate(
         extended_messages: ours.extended_message() && theirs.extended_message(),
         role,
         long_lived,
+        bfd_strict: ours.bfd_strict_mode() && theirs.bfd_strict_mode(),
         graceful_restart,
         decode,
     })

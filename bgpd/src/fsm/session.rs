@@ -1,6 +1,7 @@
 //! The machine itself. Event numbers are those of RFC 4271 §8.1.
 
 mod collision;
+mod strict;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -9,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use collision::{COLLISION_WINDOW, Verdict};
+use strict::Pending;
 
 use super::{
-    Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, RefreshPhase, Retain,
-    RouteUpdate, SessionEvent, Transmit, Transport, keepalive_interval, local_open, negotiate, why_refused,
+    Command, ConnId, Counters, Identity, Initiator, Negotiated, PackedPrefixes, PathState, RefreshPhase,
+    Retain, RouteUpdate, SessionEvent, Transmit, Transport, keepalive_interval, local_open, negotiate,
+    why_refused,
 };
 use crate::config::{Family, PeerConfig};
 use crate::view::State;
@@ -43,6 +46,8 @@ struct Connection {
     local: IpAddr,
     ours: Open,
     negotiated: Option<Arc<Negotiated>>,
+    /// Its OPENs are exchanged, and it waits for BFD.
+    pending: Option<Pending>,
     established_at: Option<Instant>,
     /// Event 12: our OPEN waits for the peer's until then.
     delay_open: Option<Instant>,
@@ -86,6 +91,7 @@ pub struct Session {
     next_id: u64,
     random: u64,
     shown: State,
+    path: PathState,
     transmits: VecDeque<Transmit>,
     events: VecDeque<SessionEvent>,
     counters: Arc<Counters>,
@@ -107,6 +113,7 @@ impl Session {
             next_id: 1,
             random: seed | 1,
             shown: State::Idle,
+            path: PathState::Down,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             counters: Arc::default(),
@@ -251,6 +258,7 @@ impl Session {
                     );
                 }
             }
+            Command::Path(path) => self.path_changed(path, now),
             Command::RequestRefresh(family) => {
                 let able = self
                     .negotiated()
@@ -266,8 +274,13 @@ impl Session {
                 }
             }
             Command::Reconfigure(config, identity) => {
+                let strict = |config: &PeerConfig| config.bfd.is_some_and(|bfd| bfd.strict);
+                let switched = strict(&self.config) != strict(&config);
                 self.config = *config;
                 self.identity = identity;
+                if switched {
+                    self.strict_changed(now);
+                }
                 for connection in &mut self.connections {
                     let hold = connection
                         .negotiated
@@ -373,7 +386,9 @@ impl Session {
             return;
         };
         let state = connection.state;
-        let awaits_open = matches!(state, State::Active | State::OpenSent) && connection.unanswered.is_none();
+        let pending = connection.pending.is_some();
+        let awaits_open =
+            matches!(state, State::Active | State::OpenSent) && connection.unanswered.is_none() && !pending;
         self.counters.count_received(message);
         let context = self.decode_context(conn);
         match Message::decode(message, &context) {
@@ -393,6 +408,7 @@ impl Session {
             Ok(Message::Open(open)) if awaits_open => self.opened(conn, &open, message, now),
             // Event 26.
             Ok(Message::Keepalive) if state == State::OpenConfirm => self.establish(conn, now),
+            Ok(Message::Keepalive) if pending => self.confirmed_early(conn, now),
             Ok(Message::Keepalive) if state == State::Established => self.restart_hold(conn, now),
             // Event 27.
             Ok(Message::Update(update)) if state == State::Established => {
@@ -470,11 +486,7 @@ impl Session {
             }
             // Event 10.
             if due(connection.hold) {
-                self.end(
-                    id,
-                    Ending::Sent(Notification::new(code::HOLD_TIMER_EXPIRED, 0)),
-                    now,
-                );
+                self.hold_expires(id, now);
                 continue;
             }
             // RFC 9687 §3.2: the NOTIFICATION is queued behind what cannot be written; closing is what counts.
@@ -540,6 +552,7 @@ impl Session {
             local,
             ours: local_open(&self.config, &self.identity, self.seen_before),
             negotiated: None,
+            pending: None,
             established_at: None,
             delay_open: None,
             unanswered: None,
@@ -600,13 +613,27 @@ impl Session {
             self.send_open(id, now);
         }
 
+        if self.waits_for_path(&negotiated) {
+            return self.wait_for_path(id, negotiated, now);
+        }
+        if let Some(connection) = self.connections.iter_mut().find(|c| c.id == id) {
+            connection.negotiated = Some(negotiated);
+        }
+        self.confirm(id, now);
+    }
+
+    /// Answers an OPEN that was taken.
+    fn confirm(&mut self, id: ConnId, now: Instant) {
+        let Some(negotiated) = self.connection(id).and_then(|c| c.negotiated.clone()) else {
+            return;
+        };
         let hold = negotiated.hold_time;
         let interval = self.jittered(negotiated.keepalive);
         if let Some(connection) = self.connections.iter_mut().find(|c| c.id == id) {
             connection.state = State::OpenConfirm;
+            connection.pending = None;
             connection.hold = (!hold.is_zero()).then(|| now + hold);
             connection.keepalive = (!negotiated.keepalive.is_zero()).then(|| now + interval);
-            connection.negotiated = Some(negotiated);
         }
         self.send_keepalive(id);
     }

@@ -1,6 +1,7 @@
 //! One session against a hand-played peer. Section and event numbers are those of RFC 4271.
 
 mod collision;
+mod strict;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};

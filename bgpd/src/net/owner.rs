@@ -604,6 +604,10 @@ impl Owner {
                 };
                 self.speaker.handle_session(peer, state, now);
                 self.start(peer);
+                self.send(
+                    peer,
+                    ToSession::Command(fsm::Command::Path(self.speaker.path(peer))),
+                );
                 if let Some(running) = self.sessions.get(&peer) {
                     let inbox = running.inbox.clone();
                     self.runtime.spawn(async move {

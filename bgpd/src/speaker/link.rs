@@ -12,14 +12,15 @@
 //! | the same, and its BFD is independent of its control plane (C bit set) | the wait is over: nothing is forwarded there (RFC 5882 §4.3.1) |
 //! | the other side says AdminDown | nothing: that says nothing about the path (RFC 5882 §3.2) |
 //!
-//! A BFD session that never comes up, as with a peer that does not do it, changes nothing.
+//! A BFD session that never comes up, as with a peer that does not do it, changes nothing, unless both sides said in their OPENs that they
+//! wait for it: [`Command::Path`] tells the session, which does the waiting.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::Speaker;
 use crate::bfd;
 use crate::config::PeerConfig;
-use crate::fsm::Command;
+use crate::fsm::{Command, PathState};
 use crate::rib::table::PeerIndex;
 use crate::wire::{Notification, cease, code};
 
@@ -82,6 +83,12 @@ impl Speaker {
         }
     }
 
+    /// What BFD says about the path to a peer, for a session that was made anew.
+    pub fn path(&self, index: PeerIndex) -> PathState {
+        let status = self.peers.get(&index).and_then(|peer| peer.bfd.as_ref());
+        status.map_or(PathState::Down, path_of)
+    }
+
     /// Takes in what watches over the path to a peer. See the head of the file.
     pub fn handle_bfd(&mut self, index: PeerIndex, status: bfd::Status) {
         let Some(peer) = self.peers.get_mut(&index) else {
@@ -90,6 +97,8 @@ impl Speaker {
         if peer.config.bfd.is_none() {
             return;
         }
+        let path = path_of(&status);
+        let told = peer.bfd.as_ref().map_or(PathState::Down, path_of);
         let was_up = peer
             .bfd
             .as_ref()
@@ -97,10 +106,15 @@ impl Speaker {
         let lost = was_up && status.state == bfd::State::Down && status.remote_state != bfd::State::AdminDown;
         let independent = status.remote_independent;
         peer.bfd = Some(status);
-        if !lost {
-            return;
+        if lost {
+            peer.path_losses += 1;
         }
-        peer.path_losses += 1;
+        if path != told {
+            self.order(index, Command::Path(path));
+        }
+        let Some(peer) = self.peers.get_mut(&index).filter(|_| lost) else {
+            return;
+        };
         if peer.session.is_some() {
             self.order(index, Command::PathDown);
         } else if independent {
@@ -109,5 +123,16 @@ impl Speaker {
             }
             self.forget_if_gone(index);
         }
+    }
+}
+
+fn path_of(status: &bfd::Status) -> PathState {
+    // RFC 5882 §3.2, §4.1.
+    if status.remote_state == bfd::State::AdminDown || status.state == bfd::State::AdminDown {
+        PathState::AdminDown
+    } else if status.state == bfd::State::Up {
+        PathState::Up
+    } else {
+        PathState::Down
     }
 }

@@ -27,7 +27,7 @@ use crate::bfd;
 use crate::bmp::Monitor;
 use crate::config::{Family, PeerConfig, PeerRange, SpeakerConfig};
 use crate::filter::{Community, PeerType};
-use crate::fsm::{Command, ConnId, Counters, Identity, Negotiated, RefreshPhase, SessionEvent};
+use crate::fsm::{Command, ConnId, Counters, Identity, Negotiated, PathState, RefreshPhase, SessionEvent};
 use crate::rib::export::GroupKey;
 use crate::rib::table::{LOCAL, PeerIndex};
 use crate::rib::{Rib, RibPeer};
@@ -430,15 +430,16 @@ impl Speaker {
             return;
         };
         let old = std::mem::replace(&mut peer.config, new.clone());
-        if new.bfd.is_none() || new.shutdown {
-            peer.bfd = None;
-        }
+        let unwatched = (new.bfd.is_none() || new.shutdown) && peer.bfd.take().is_some();
         let session = peer.session.clone();
         if old != new || open_changed {
             self.order(
                 index,
                 Command::Reconfigure(Box::new(new.clone()), identity.clone()),
             );
+        }
+        if unwatched {
+            self.order(index, Command::Path(PathState::Down));
         }
         if new.shutdown != old.shutdown {
             let stop = Command::Stop(Some(Notification::shutdown(&new.description)));

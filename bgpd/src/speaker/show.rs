@@ -11,13 +11,13 @@ use super::{Peer, Speaker, at};
 use crate::bfd;
 use crate::config::{Family, PeerAs, PeerConfig};
 use crate::filter::{Filter, PeerType};
-use crate::fsm::keepalive_interval;
+use crate::fsm::{PathState, keepalive_interval};
 use crate::rib::ShownPath;
 use crate::rib::export::Withheld;
 use crate::rib::table::{LOCAL, PeerIndex};
 use crate::view::{
     BfdView, Closed, ClosedDirections, FamilyCounts, Neighbor, PeerRestart, PeerSummary, PrefixQuery, Route,
-    RouteQuery, RouteStatus, RouteViewKind, Summary,
+    RouteQuery, RouteStatus, RouteViewKind, State, Summary,
 };
 use crate::wire::{Nlri, Origin, PathAttributes, Prefix};
 
@@ -102,6 +102,10 @@ impl Speaker {
             messages_out: peer.counters.messages_out.load(Ordering::Relaxed),
             last_error: peer.last_error.clone(),
             description: peer.config.description.clone(),
+            // OPENs are answered at once otherwise.
+            waits_for_bfd: peer.state == State::OpenSent
+                && peer.config.bfd.is_some_and(|bfd| bfd.strict)
+                && self.path(index) == PathState::Down,
             closed: match peer_type {
                 Some(peer_type) => closed(&peer.config, peer_type),
                 // Whoever comes will be of another AS.
@@ -176,7 +180,7 @@ impl Speaker {
                         .map(|(family, _, time)| (*family, time.as_secs()))
                         .collect(),
                 }),
-            bfd: peer.bfd.as_ref().map(|status| bfd_view(status, peer.path_losses)),
+            bfd: peer.bfd.as_ref().map(|status| bfd_view(status, peer)),
             rr_client: peer.config.rr_client,
             stale,
             by_family: self.counts(index, peer),
@@ -369,7 +373,7 @@ impl Speaker {
     }
 }
 
-fn bfd_view(status: &bfd::Status, losses: u64) -> BfdView {
+fn bfd_view(status: &bfd::Status, peer: &Peer) -> BfdView {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     BfdView {
         state: status.state,
@@ -380,7 +384,8 @@ fn bfd_view(status: &bfd::Status, losses: u64) -> BfdView {
         transmit_ms: ms(status.transmit),
         detection_ms: status.detection.map(ms),
         multihop: status.multihop,
-        losses,
+        strict: peer.config.bfd.is_some_and(|bfd| bfd.strict),
+        losses: peer.path_losses,
     }
 }
 

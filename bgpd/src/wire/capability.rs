@@ -23,6 +23,7 @@ mod wire_code {
     pub(super) const ENHANCED_ROUTE_REFRESH: u8 = 70;
     pub(super) const LONG_LIVED_GRACEFUL_RESTART: u8 = 71;
     pub(super) const FQDN: u8 = 73;
+    pub(super) const BFD_STRICT_MODE: u8 = 74;
 }
 
 /// One capability.
@@ -55,6 +56,8 @@ pub enum Capability {
         /// Domain name; often empty.
         domain: String,
     },
+    /// draft-ietf-idr-bgp-bfd-strict-mode: no session without BFD.
+    BfdStrictMode,
     /// Anything else, kept as it came.
     Unknown {
         /// Capability code.
@@ -164,6 +167,7 @@ impl Capability {
             Capability::EnhancedRouteRefresh => wire_code::ENHANCED_ROUTE_REFRESH,
             Capability::LongLivedGracefulRestart(_) => wire_code::LONG_LIVED_GRACEFUL_RESTART,
             Capability::Fqdn { .. } => wire_code::FQDN,
+            Capability::BfdStrictMode => wire_code::BFD_STRICT_MODE,
             Capability::Unknown { code, .. } => *code,
         }
     }
@@ -182,6 +186,7 @@ impl Capability {
             Capability::EnhancedRouteRefresh => "enhanced-route-refresh",
             Capability::LongLivedGracefulRestart(_) => "long-lived-graceful-restart",
             Capability::Fqdn { .. } => "fqdn",
+            Capability::BfdStrictMode => "bfd-strict-mode",
             Capability::Unknown { .. } => "unknown",
         }
     }
@@ -199,6 +204,7 @@ impl Capability {
             wire_code::ROUTE_REFRESH => return Ok(Capability::RouteRefresh),
             wire_code::EXTENDED_MESSAGE => return Ok(Capability::ExtendedMessage),
             wire_code::ENHANCED_ROUTE_REFRESH => return Ok(Capability::EnhancedRouteRefresh),
+            wire_code::BFD_STRICT_MODE => return Ok(Capability::BfdStrictMode),
             wire_code::EXTENDED_NEXT_HOP => Capability::ExtendedNextHop(list(&mut reader, |reader| {
                 let afi = reader.u16()?;
                 let [_reserved, safi] = reader.array()?;
@@ -285,7 +291,10 @@ impl Capability {
                 out.put_u16(afi_safi.afi);
                 out.put_slice(&[0, afi_safi.safi]);
             }
-            Capability::RouteRefresh | Capability::ExtendedMessage | Capability::EnhancedRouteRefresh => {}
+            Capability::RouteRefresh
+            | Capability::ExtendedMessage
+            | Capability::EnhancedRouteRefresh
+            | Capability::BfdStrictMode => {}
             Capability::ExtendedNextHop(lines) => {
                 for line in lines {
                     out.put_u16(line.afi_safi.afi);

@@ -148,6 +148,11 @@ impl Open {
         self.capabilities.contains(&Capability::EnhancedRouteRefresh)
     }
 
+    /// Whether the speaker wants no session without BFD (draft-ietf-idr-bgp-bfd-strict-mode).
+    pub fn bfd_strict_mode(&self) -> bool {
+        self.capabilities.contains(&Capability::BfdStrictMode)
+    }
+
     /// Whether the speaker reads messages up to 65535 bytes (RFC 8654).
     pub fn extended_message(&self) -> bool {
         self.capabilities.contains(&Capability::ExtendedMessage)

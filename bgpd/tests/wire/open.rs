@@ -190,6 +190,7 @@ fn everything() -> Open {
                 send: false,
             }]),
             Capability::EnhancedRouteRefresh,
+            Capability::BfdStrictMode,
             Capability::LongLivedGracefulRestart(vec![LongLivedFamily {
                 afi_safi: v6,
                 forwarding_preserved: false,

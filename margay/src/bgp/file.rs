@@ -217,7 +217,7 @@ enum NextHopWord {
 #[derive(Debug, Deserialize)]
 #[serde(
     untagged,
-    expecting = "true, false, or a table with min-rx, min-tx (milliseconds), multiplier and multihop"
+    expecting = "true, false, or a table with min-rx, min-tx (milliseconds), multiplier, multihop, strict and hold-time (seconds)"
 )]
 enum BfdWord {
     Switch(bool),
@@ -232,6 +232,9 @@ struct BfdTable {
     multiplier: Option<u8>,
     #[serde(default)]
     multihop: bool,
+    #[serde(default)]
+    strict: bool,
+    hold_time: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -584,11 +587,18 @@ fn neighbor_config(
         Some(BfdWord::Table(table)) => {
             let ms = |given: Option<u64>, default| given.map_or(default, Duration::from_millis);
             let usual = Bfd::default();
+            if table.hold_time == Some(0) || table.hold_time.is_some() && !table.strict {
+                bail!(
+                    "bfd: hold-time is how long a strict session waits for BFD where it has no hold time of its own; not 0"
+                );
+            }
             Some(Bfd {
                 min_rx: ms(table.min_rx, usual.min_rx),
                 min_tx: ms(table.min_tx, usual.min_tx),
                 multiplier: table.multiplier.unwrap_or(usual.multiplier),
                 multihop: table.multihop,
+                strict: table.strict,
+                hold_time: table.hold_time.map_or(usual.hold_time, Duration::from_secs),
             })
         }
     };
@@ -761,6 +771,7 @@ mod tests {
         let watched = Bfd {
             min_rx: Duration::from_millis(100),
             min_tx: Duration::from_millis(100),
+            strict: true,
             ..Bfd::default()
         };
         assert_eq!(tor.bfd, Some(watched));
@@ -823,6 +834,10 @@ mod tests {
                 "min-rx, min-tx (milliseconds)",
             ),
             ("[[originate]]\nprefix = \"10.0.0.1/24\"\n", "10.0.0.0/24"),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nbfd = { hold-time = 5 }\n",
+                "how long a strict session waits",
+            ),
             ("[mrt]\nname = \"x\"\n", "directory"),
             ("[mrt]\ndirectory = \"/x\"\nsize = 0\n", "a size above 0"),
             (

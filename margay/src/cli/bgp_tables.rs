@@ -48,6 +48,7 @@ pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
         let info = match (&peer.last_error, peer.state) {
             (_, State::Established) if peer.closed.lacks_policy() => peer.closed.to_string(),
             (_, State::Established) => String::new(),
+            _ if peer.waits_for_bfd => "waits for BFD".to_owned(),
             (Some(error), _) => error.clone(),
             (None, _) => peer.description.clone(),
         };
@@ -115,6 +116,9 @@ pub(super) fn describe(n: &Neighbor) -> String {
         line("description", s.description.clone());
     }
     line("state", format!("{} for {}", s.state, age(s.since_seconds)));
+    if s.waits_for_bfd {
+        line("waits", "for BFD: both sides want it to be up first".into());
+    }
     if let Some(error) = &s.last_error {
         line("last error", error.clone());
     }
@@ -130,10 +134,11 @@ pub(super) fn describe(n: &Neighbor) -> String {
             |ms| format!("detects in {ms} ms"),
         );
         let hops = if bfd.multihop { ", multihop" } else { "" };
+        let strict = if bfd.strict { ", strict" } else { "" };
         line(
             "bfd",
             format!(
-                "{}, the peer says {}; sends every {} ms, {heard}{hops}",
+                "{}, the peer says {}; sends every {} ms, {heard}{hops}{strict}",
                 bfd.state, bfd.remote_state, bfd.transmit_ms
             ),
         );
@@ -340,6 +345,7 @@ mod tests {
             messages_out: 9,
             last_error: Some("connection lost".into()),
             description: String::new(),
+            waits_for_bfd: false,
             closed,
         }
     }

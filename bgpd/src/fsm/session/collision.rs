@@ -75,10 +75,10 @@ impl Session {
             return Verdict::Waits;
         }
         let rivals = |c: &&Connection| {
-            c.id != id && (c.state >= State::OpenConfirm || unanswered && c.state == State::OpenSent)
+            c.id != id && (c.reached() >= State::OpenConfirm || unanswered && c.state == State::OpenSent)
         };
         let others: Vec<(ConnId, State, Option<Instant>)> = (self.connections.iter().filter(rivals))
-            .map(|c| (c.id, c.state, c.established_at))
+            .map(|c| (c.id, c.reached(), c.established_at))
             .collect();
         for (other, state, since) in others {
             let restarted = state == State::Established

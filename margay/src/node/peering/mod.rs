@@ -485,6 +485,7 @@ impl Planner<'_> {
                 min_tx: or_usual(&bfd.min_transmit_interval, usual.min_tx),
                 multiplier: bfd.multiplier.unwrap_or(usual.multiplier),
                 multihop: bfd.multihop.unwrap_or(usual.multihop),
+                ..usual
             }
         });
         if let Some(hops) = spec.ttl_security {

@@ -232,6 +232,7 @@ mod tests {
             messages_out: 9,
             last_error: Some("connection lost".into()),
             description: String::new(),
+            waits_for_bfd: false,
             closed: ClosedDirections::default(),
         }
     }
