@@ -456,6 +456,8 @@ pub struct PeerConfig {
     pub allow_as_in: u8,
     /// More accepted prefixes than this in one family end the session (Cease, Maximum Number of Prefixes Reached).
     pub max_prefix: Option<u32>,
+    /// They do not end it; it is only said.
+    pub max_prefix_warning: bool,
     /// After that the peer is left alone for so long; none: until somebody clears it.
     pub max_prefix_restart: Option<Duration>,
     /// Several paths a prefix are taken from it (RFC 7911).
@@ -507,6 +509,7 @@ impl PeerConfig {
             password: None,
             allow_as_in: 0,
             max_prefix: None,
+            max_prefix_warning: false,
             max_prefix_restart: Some(Duration::from_secs(300)),
             add_path_receive: false,
             add_path_send: 0,

@@ -94,6 +94,8 @@ pub struct Node {
     pub states: Vec<(String, State)>,
     /// Route changes it was told.
     pub changes: usize,
+    /// Limits that warn only, and were passed.
+    pub warnings: usize,
     /// What it kept from an earlier life and was not told of in this one: goes with the initial synchronisation.
     leftover: BTreeSet<IpNetwork>,
     speaker: Speaker,
@@ -196,6 +198,7 @@ impl World {
             in_sync: false,
             states: Vec::new(),
             changes: 0,
+            warnings: 0,
             leftover: BTreeSet::new(),
             speaker,
             sessions: BTreeMap::new(),
@@ -725,6 +728,7 @@ impl World {
                             node.fib.remove(&prefix);
                         }
                     }
+                    Event::OverMaxPrefix { .. } => node.warnings += 1,
                     Event::PeerState { .. } => {}
                 }
             }

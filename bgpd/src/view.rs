@@ -31,6 +31,18 @@ pub enum Event {
         /// Why, when it went down.
         reason: Option<String>,
     },
+    /// A peer gives more prefixes of a family than [`max_prefix`](crate::config::PeerConfig::max_prefix) says, and keeps its session all the
+    /// same. Told once, until it gives fewer again.
+    OverMaxPrefix {
+        /// The peer's name.
+        peer: String,
+        /// Its address.
+        address: IpAddr,
+        /// The family.
+        family: Family,
+        /// The limit.
+        limit: u32,
+    },
     /// Every peer that came up has sent its table, or the cap has passed: what is not learned by now is not there.
     /// Told once in a speaker's life.
     InitialSync,
@@ -247,6 +259,9 @@ pub struct PeerSummary {
     /// Both sides want BFD to be up first (draft-ietf-idr-bgp-bfd-strict-mode), and it is not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waits_for_bfd: bool,
+    /// It gives more prefixes than this limit of its configuration, which warns only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_max_prefix: Option<u32>,
     /// In which direction nothing can pass, whatever there is.
     #[serde(default, skip_serializing_if = "ClosedDirections::is_empty")]
     pub closed: ClosedDirections,

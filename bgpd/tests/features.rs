@@ -557,3 +557,37 @@ fn strict_sessions_wait_for_bfd_on_both_sides_and_go_with_it() {
     world.run(60 * SECOND);
     assert_eq!(row(&world, 0).state, State::Established);
 }
+
+#[test]
+fn a_limit_that_only_warns_says_so_once_and_ends_nothing() {
+    let mut world = world(23);
+    for (n, other) in [(0, 1), (1, 0)] {
+        let mut config = world.config(n, 65000);
+        let mut peer = World::peering(other, 65000);
+        peer.max_prefix = Some(2);
+        peer.max_prefix_warning = true;
+        config.peers.push(peer);
+        world.add(config);
+    }
+    let over = |world: &World| {
+        let row = world.node(0).speaker().summary(Instant::now()).peers[0].clone();
+        assert_eq!(row.state, State::Established);
+        row.over_max_prefix
+    };
+    world.originate(1, (1..=2).map(|k| prefix(1, k)));
+    world.run(15 * SECOND);
+    assert_eq!((over(&world), world.node(0).warnings), (None, 0));
+    for k in [3, 4] {
+        world.originate(1, (1..=k).map(|k| prefix(1, k)));
+        world.run(5 * SECOND);
+        assert_eq!((over(&world), world.node(0).warnings), (Some(2), 1));
+    }
+    // Fewer again, and then too many a second time.
+    world.originate(1, [prefix(1, 1)]);
+    world.run(5 * SECOND);
+    assert_eq!((over(&world), world.node(0).warnings), (None, 1));
+    world.originate(1, (1..=3).map(|k| prefix(1, k)));
+    world.run(5 * SECOND);
+    assert_eq!((over(&world), world.node(0).warnings), (Some(2), 2));
+    assert_eq!(world.node(0).fib.len(), 3);
+}

@@ -743,6 +743,14 @@ fn log(logged: &mut HashMap<String, String>, event: &Event) {
                 logged.insert(peer.clone(), reason.to_owned());
             }
         }
+        Event::OverMaxPrefix {
+            peer,
+            address,
+            family,
+            limit,
+        } => {
+            warn!(%peer, %address, afi_safi = %family, limit, "more prefixes than max-prefix; the session goes on")
+        }
         Event::InitialSync => info!("bgp in sync"),
         Event::Routes(changes) => debug!(changes = changes.len(), "bgp routes changed"),
     }

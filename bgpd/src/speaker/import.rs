@@ -10,12 +10,13 @@ use ipnetwork::IpNetwork;
 use smallvec::SmallVec;
 
 use super::monitoring::{self, Told};
-use super::{Peer, Speaker};
+use super::{Peer, Speaker, at};
 use crate::config::Family;
 use crate::filter::{AttributeView, Community, PeerType, RouteSource, RouteView, Verdict};
 use crate::fsm::{Command, Negotiated, RouteUpdate};
 use crate::rib::attributes::{AttrId, apply};
 use crate::rib::table::PeerIndex;
+use crate::view::Event;
 use crate::wire::{Nlri, Notification, PathAttributes, Role, cease, code};
 
 /// Refused routes kept for each peer.
@@ -198,6 +199,24 @@ impl Speaker {
         let Some(limit) = peer.config.max_prefix.filter(|_| peer.session.is_some()) else {
             return;
         };
+        if peer.config.max_prefix_warning {
+            for family in Family::ALL {
+                let over = self.rib.accepted(index, family) > limit as usize;
+                let Some(warned) = peer.warned.get_mut(at(family)) else {
+                    continue;
+                };
+                let before = std::mem::replace(warned, over);
+                if over && !before {
+                    self.events.push_back(Event::OverMaxPrefix {
+                        peer: peer.config.name.clone(),
+                        address: peer.config.address,
+                        family,
+                        limit,
+                    });
+                }
+            }
+            return;
+        }
         let hold = peer.config.max_prefix_restart.unwrap_or(FOR_GOOD);
         let over = Family::ALL
             .into_iter()

@@ -96,6 +96,8 @@ struct Peer {
     config: PeerConfig,
     /// The range it came out of; it goes when it is gone.
     range: Option<String>,
+    /// Families for which it was said that it gives too much.
+    warned: [bool; 2],
     /// It is left alone for a while; a peer that was forgotten would be let in again.
     held: bool,
     state: State,
@@ -331,6 +333,7 @@ impl Speaker {
                 },
                 config,
                 range,
+                warned: [false; 2],
                 held: false,
                 state: State::Idle,
                 since: now,

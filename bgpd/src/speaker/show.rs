@@ -102,6 +102,11 @@ impl Speaker {
             messages_out: peer.counters.messages_out.load(Ordering::Relaxed),
             last_error: peer.last_error.clone(),
             description: peer.config.description.clone(),
+            over_max_prefix: peer
+                .config
+                .max_prefix
+                .filter(|_| peer.config.max_prefix_warning)
+                .filter(|limit| counts.values().any(|counts| counts.accepted > *limit as usize)),
             // OPENs are answered at once otherwise.
             waits_for_bfd: peer.state == State::OpenSent
                 && peer.config.bfd.is_some_and(|bfd| bfd.strict)

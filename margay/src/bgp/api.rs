@@ -232,6 +232,17 @@ pub(crate) enum Change {
         /// How; empty: not at all.
         next_hops: Vec<NextHop>,
     },
+    /// A peer gives more prefixes than its limit, which warns only.
+    OverMaxPrefix {
+        /// The peer's name.
+        peer: String,
+        /// Its address.
+        address: IpAddr,
+        /// Which prefixes.
+        family: bgpd::Family,
+        /// The limit.
+        limit: u32,
+    },
     /// Everybody who came up has told everything.
     InSync,
     /// The onlooker was too slow for so many batches of changes.
@@ -260,6 +271,17 @@ fn changes(event: Event) -> Vec<Change> {
             address,
             state,
             reason,
+        }],
+        Event::OverMaxPrefix {
+            peer,
+            address,
+            family,
+            limit,
+        } => vec![Change::OverMaxPrefix {
+            peer,
+            address,
+            family,
+            limit,
         }],
         Event::InitialSync => vec![Change::InSync],
     }

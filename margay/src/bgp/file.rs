@@ -271,6 +271,8 @@ struct Neighbor {
     allow_own_as: u8,
     max_prefix: Option<u32>,
     max_prefix_restart: Option<u64>,
+    #[serde(default)]
+    max_prefix_warning_only: bool,
     add_path: Option<AddPathSetting>,
     add_path_count: Option<u8>,
     graceful_restart: Option<bool>,
@@ -563,6 +565,17 @@ fn neighbor_config(
     }
     peer.allow_as_in = neighbor.allow_own_as;
     peer.max_prefix = neighbor.max_prefix;
+    peer.max_prefix_warning = neighbor.max_prefix_warning_only;
+    if neighbor.max_prefix_warning_only {
+        if neighbor.max_prefix.is_none() {
+            bail!("max-prefix-warning-only without max-prefix: there is nothing to warn of");
+        }
+        if neighbor.max_prefix_restart.is_some() {
+            bail!(
+                "max-prefix-restart and max-prefix-warning-only exclude each other: a session that is not ended does not begin again"
+            );
+        }
+    }
     peer.max_prefix_restart = match neighbor.max_prefix_restart {
         Some(0) => None,
         Some(time) => Some(Duration::from_secs(time)),
@@ -837,6 +850,14 @@ mod tests {
             (
                 "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nbfd = { hold-time = 5 }\n",
                 "how long a strict session waits",
+            ),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nmax-prefix-warning-only = true\n",
+                "nothing to warn of",
+            ),
+            (
+                "[[neighbor]]\naddress = \"10.0.0.2\"\nasn = 1\nmax-prefix = 5\nmax-prefix-restart = 9\nmax-prefix-warning-only = true\n",
+                "exclude each other",
             ),
             ("[mrt]\nname = \"x\"\n", "directory"),
             ("[mrt]\ndirectory = \"/x\"\nsize = 0\n", "a size above 0"),

@@ -101,7 +101,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
                 Some(Event::InitialSync) => if let Some(kernel) = &kernel {
                     kernel.in_sync();
                 },
-                Some(Event::PeerState { .. }) => {}
+                Some(Event::PeerState { .. } | Event::OverMaxPrefix { .. }) => {}
                 None => break Err(anyhow::anyhow!("the speaker has stopped")),
             }
         }

@@ -281,6 +281,9 @@ fn change_line(change: &Change) -> String {
             let hops: Vec<String> = next_hops.iter().map(ToString::to_string).collect();
             format!("route {prefix} via {}", hops.join(", "))
         }
+        Change::OverMaxPrefix {
+            peer, family, limit, ..
+        } => format!("peer {peer} gives more than {limit} prefixes of {family}; the session goes on"),
         Change::InSync => "in sync: every peer that came up has told its routes".into(),
         Change::Missed { batches } => format!("… {batches} batches of changes were too quick to be shown"),
     }

@@ -47,7 +47,7 @@ pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
     for peer in &summary.peers {
         let info = match (&peer.last_error, peer.state) {
             (_, State::Established) if peer.closed.lacks_policy() => peer.closed.to_string(),
-            (_, State::Established) => String::new(),
+            (_, State::Established) => peer.over_max_prefix.map_or_else(String::new, too_many),
             _ if peer.waits_for_bfd => "waits for BFD".to_owned(),
             (Some(error), _) => error.clone(),
             (None, _) => peer.description.clone(),
@@ -72,6 +72,10 @@ pub(crate) fn summary_table(summary: &Summary, wide: bool) -> String {
     }
     text.push_str(&table.render());
     text
+}
+
+fn too_many(limit: u32) -> String {
+    format!("more than {limit} prefixes, and only warned of")
 }
 
 /// What is recorded where, and what is missing there.
@@ -116,6 +120,9 @@ pub(super) fn describe(n: &Neighbor) -> String {
         line("description", s.description.clone());
     }
     line("state", format!("{} for {}", s.state, age(s.since_seconds)));
+    if let Some(limit) = s.over_max_prefix {
+        line("limit", too_many(limit));
+    }
     if s.waits_for_bfd {
         line("waits", "for BFD: both sides want it to be up first".into());
     }
@@ -346,6 +353,7 @@ mod tests {
             last_error: Some("connection lost".into()),
             description: String::new(),
             waits_for_bfd: false,
+            over_max_prefix: None,
             closed,
         }
     }

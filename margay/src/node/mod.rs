@@ -699,6 +699,7 @@ impl Daemon {
                 tracing::debug!(peer, %address, to = %state, reason, "bgp session changed");
                 self.reporter.stir();
             }
+            Event::OverMaxPrefix { peer, .. } => tracing::debug!(peer, "bgp peer gives more than its limit"),
             Event::InitialSync => {
                 tracing::info!("all peers that came up have told their routes");
                 self.agent.learned_in_sync();

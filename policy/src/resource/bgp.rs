@@ -204,6 +204,21 @@ api_object! {
         "multiplier" multiplier: Option<u8>,
         /// Over several hops (RFC 5883); only on one link when absent.
         "multihop" multihop: Option<bool>,
+        /// No session before BFD is up, if the peer says the same (draft-ietf-idr-bgp-bfd-strict-mode).
+        "strict" strict: Option<bool>,
+    }
+}
+
+api_object! {
+    /// How many prefixes of a family a peer may give. An addition of ours.
+    #[derive(Default, Eq)]
+    pub struct BgpPeerMaxPrefixes {
+        /// More than these end the session.
+        "limit" limit: Option<u32>,
+        /// After that the peer is left alone for so long; `0s`: until somebody clears it; 5m when absent.
+        "restartTime" restart_time: Option<Duration>,
+        /// The session goes on, and it is only said; excludes `restartTime`.
+        "warningOnly" warning_only: Option<bool>,
     }
 }
 
@@ -245,6 +260,10 @@ api_object! {
         "keepaliveTime" keepalive_time: Option<Duration>,
         /// Hold time (RFC 4271 §4.2): 0 or at least 3 s. An addition of ours.
         "holdTime" hold_time: Option<Duration>,
+        /// Pause between attempts to connect: 1s to 1h, 5s when absent. An addition of ours.
+        "connectRetryTime" connect_retry_time: Option<Duration>,
+        /// How much it may give; no limit when absent. An addition of ours.
+        "maxPrefixes" max_prefixes: Option<BgpPeerMaxPrefixes>,
         /// Wait for the peer to connect. An addition of ours.
         "passive" passive: Option<bool>,
         /// How often the own AS number may occur in a received path.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::path::Path;
 use crate::resource::{
-    self, BgpConfigurationSpec, BgpFilterRule, BgpFilterSpec, BgpPeerBfd, BgpPeerSpec, FilterAction,
+    self, BgpConfigurationSpec, BgpFilterRule, BgpFilterSpec, BgpPeerBfd, BgpPeerMaxPrefixes, BgpPeerSpec,
+    FilterAction,
 };
 
 use super::Check;
@@ -198,6 +199,36 @@ fn bfd(bfd: &BgpPeerBfd, at: &Path, check: &mut Check) {
     }
 }
 
+fn max_prefixes(limits: &BgpPeerMaxPrefixes, at: &Path, check: &mut Check) {
+    match limits.limit {
+        None => check.problem(at.key("limit"), "how many prefixes it may give is not said"),
+        Some(0) => check.hinted(
+            at.key("limit"),
+            "a limit of 0 ends every session that has a route",
+            "a BGPFilter that rejects everything keeps the session",
+        ),
+        Some(_) => {}
+    }
+    if limits.warning_only == Some(true) && limits.restart_time.is_some() {
+        check.problem(
+            at.key("restartTime"),
+            "restartTime and warningOnly exclude each other: a session that is not ended does not begin again",
+        );
+    }
+    let longest = Duration::from_secs(7 * 86_400);
+    if limits
+        .restart_time
+        .as_ref()
+        .is_some_and(|time| time.get() > longest)
+    {
+        check.hinted(
+            at.key("restartTime"),
+            "at most 168h",
+            "0s leaves it alone until somebody clears it",
+        );
+    }
+}
+
 pub(super) fn bgp_peer(spec: &BgpPeerSpec, at: &Path, check: &mut Check) {
     let set = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
     let mut exclude = |field: &str, is_set: bool, other: &str, other_set: bool| {
@@ -313,6 +344,20 @@ pub(super) fn bgp_peer(spec: &BgpPeerSpec, at: &Path, check: &mut Check) {
         .filter(|name| !is_interface(name, "_.-"))
     {
         check.problem(at.key("interface"), format!("{name:?} is not an interface name"));
+    }
+    if let Some(limits) = &spec.max_prefixes {
+        max_prefixes(limits, &at.key("maxPrefixes"), check);
+    }
+    let retry = Duration::from_secs(1)..=Duration::from_secs(3600);
+    if spec
+        .connect_retry_time
+        .as_ref()
+        .is_some_and(|time| !retry.contains(&time.get()))
+    {
+        check.problem(
+            at.key("connectRetryTime"),
+            "the pause between attempts is 1s to 1h",
+        );
     }
     if let Some(spec) = &spec.bfd {
         bfd(spec, &at.key("bfd"), check);

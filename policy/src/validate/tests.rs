@@ -523,6 +523,42 @@ fn bgp() {
         json!({"peerIP": "[fe80::1%eth1]:1790", "asNumber": 1, "bfd": {}}),
     );
     accept("BGPPeer", "a", json!({"peerIP": "fe80::1%eth1", "asNumber": 1}));
+    accept(
+        "BGPPeer",
+        "a",
+        json!({"peerIP": "10.0.0.1", "asNumber": 1, "connectRetryTime": "1s", "bfd": {"strict": true},
+               "maxPrefixes": {"limit": 100, "restartTime": "0s"}}),
+    );
+    accept(
+        "BGPPeer",
+        "a",
+        json!({"peerIP": "10.0.0.1", "asNumber": 1, "maxPrefixes": {"limit": 100, "warningOnly": true}}),
+    );
+    refuse_peer(
+        json!({"peerIP": "10.0.0.1", "asNumber": 1, "connectRetryTime": "100ms"}),
+        "spec.connectRetryTime",
+        "1s to 1h",
+    );
+    refuse_peer(
+        json!({"peerIP": "10.0.0.1", "asNumber": 1, "maxPrefixes": {"warningOnly": true}}),
+        "spec.maxPrefixes.limit",
+        "not said",
+    );
+    refuse_peer(
+        json!({"peerIP": "10.0.0.1", "asNumber": 1, "maxPrefixes": {"limit": 0}}),
+        "spec.maxPrefixes.limit",
+        "ends every session",
+    );
+    refuse_peer(
+        json!({"peerIP": "10.0.0.1", "asNumber": 1, "maxPrefixes": {"limit": 1, "restartTime": "1s", "warningOnly": true}}),
+        "spec.maxPrefixes.restartTime",
+        "exclude each other",
+    );
+    refuse_peer(
+        json!({"peerIP": "10.0.0.1", "asNumber": 1, "maxPrefixes": {"limit": 1, "restartTime": "200h"}}),
+        "spec.maxPrefixes.restartTime",
+        "at most 168h",
+    );
     refuse_peer(
         json!({"peerIP": "fe80::1", "asNumber": 1}),
         "spec.peerIP",

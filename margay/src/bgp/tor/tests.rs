@@ -25,7 +25,7 @@ fn fabric() -> Fabric {
         min_rx: Duration::from_millis(100),
         min_tx: Duration::from_millis(150),
         multiplier: 5,
-        multihop: false,
+        ..Bfd::default()
     };
     Fabric {
         asn: 65000,

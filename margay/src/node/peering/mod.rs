@@ -485,9 +485,20 @@ impl Planner<'_> {
                 min_tx: or_usual(&bfd.min_transmit_interval, usual.min_tx),
                 multiplier: bfd.multiplier.unwrap_or(usual.multiplier),
                 multihop: bfd.multihop.unwrap_or(usual.multihop),
+                strict: bfd.strict.unwrap_or(usual.strict),
                 ..usual
             }
         });
+        if let Some(time) = &spec.connect_retry_time {
+            peer.connect_retry = time.get();
+        }
+        if let Some(limits) = &spec.max_prefixes {
+            peer.max_prefix = limits.limit;
+            peer.max_prefix_warning = limits.warning_only == Some(true);
+            if let Some(time) = &limits.restart_time {
+                peer.max_prefix_restart = Some(time.get()).filter(|time| !time.is_zero());
+            }
+        }
         if let Some(hops) = spec.ttl_security {
             peer.ttl = Ttl::Security { hops };
         }

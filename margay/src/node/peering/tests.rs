@@ -1,4 +1,6 @@
-use policy::resource::{AsNumber, BgpPeerBfd, NodeBgpSpec, PrefixAdvertisement, PrefixLengthRange};
+use policy::resource::{
+    AsNumber, BgpPeerBfd, BgpPeerMaxPrefixes, NodeBgpSpec, PrefixAdvertisement, PrefixLengthRange,
+};
 
 use super::*;
 
@@ -364,6 +366,51 @@ fn bfd_of_a_peer_has_the_usual_intervals_unless_it_says_others() {
         ..Bfd::default()
     };
     assert_eq!((of("tor").bfd, of("b").bfd), (Some(expected), None));
+}
+
+#[test]
+fn retries_and_limits_of_a_peer_are_the_speakers_unless_it_says_others() {
+    let mut world = world("a");
+    let duration = |text: &str| Some(text.parse().unwrap());
+    let limited = |limits: BgpPeerMaxPrefixes, address: &str| BgpPeerSpec {
+        peer_ip: Some(address.into()),
+        as_number: Some(AsNumber(65000)),
+        connect_retry_time: duration("1s"),
+        max_prefixes: Some(limits),
+        ..BgpPeerSpec::default()
+    };
+    let for_good = BgpPeerMaxPrefixes {
+        limit: Some(10),
+        restart_time: duration("0s"),
+        warning_only: None,
+    };
+    let later = BgpPeerMaxPrefixes {
+        limit: Some(20),
+        restart_time: duration("10m"),
+        warning_only: None,
+    };
+    let warned = BgpPeerMaxPrefixes {
+        limit: Some(30),
+        restart_time: None,
+        warning_only: Some(true),
+    };
+    world.peers.insert("good".into(), limited(for_good, "10.0.0.251"));
+    world.peers.insert("later".into(), limited(later, "10.0.0.252"));
+    world.peers.insert("warned".into(), limited(warned, "10.0.0.253"));
+    let config = plan(&world).config.unwrap();
+    let of = |name: &str| {
+        let peer = config.peers.iter().find(|peer| peer.name == name).unwrap();
+        let limits = (peer.max_prefix, peer.max_prefix_restart, peer.max_prefix_warning);
+        (peer.connect_retry.as_secs(), limits)
+    };
+    let usual = Some(Duration::from_secs(300));
+    assert_eq!(of("good"), (1, (Some(10), None, false)));
+    assert_eq!(
+        of("later"),
+        (1, (Some(20), Some(Duration::from_secs(600)), false))
+    );
+    assert_eq!(of("warned"), (1, (Some(30), usual, true)));
+    assert_eq!(of("b"), (5, (None, usual, false)));
 }
 
 fn rule(action: FilterAction, interface: Option<&str>) -> BgpFilterRule {

@@ -233,6 +233,7 @@ mod tests {
             last_error: Some("connection lost".into()),
             description: String::new(),
             waits_for_bfd: false,
+            over_max_prefix: None,
             closed: ClosedDirections::default(),
         }
     }
