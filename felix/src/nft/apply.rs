@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 
 use super::dump::{Actual, PlacedRule, RuleCounter, TableState, read, read_counters, read_rules, read_table};
 use super::encode::{Batch, TABLE_OWNER, TABLE_PERSIST};
-use super::plan::{differences, plan};
+use super::plan::{Plan, differences, plan, plan_anew};
 use super::ruleset::{Invalid, Object, Table};
 use super::socket::{Outcome, Refused, Socket};
 
 /// How often a transaction is tried again because somebody else committed in between.
 const TRIES: usize = 20;
+/// A table that is not there yet is written in pieces of about so many bytes. Of 100,000 rules all would be 80 MB, here and once
+/// more in the kernel.
+const PIECE: usize = 2 << 20;
 /// How many refusals are kept: the first is the cause, the others mostly follow from it.
 const REFUSALS_KEPT: usize = 16;
 
@@ -258,9 +261,25 @@ impl Engine {
                 self.adopt()?;
             }
             let Some(actual) = &self.actual else { continue };
+            if actual.table.is_none() {
+                match self.write_anew(desired)? {
+                    Some((messages, plan)) => {
+                        let changed = plan.touched.iter().cloned().collect();
+                        if let Some(actual) = &mut self.actual {
+                            actual.committed(desired, plan);
+                        }
+                        return Ok(Applied {
+                            messages,
+                            changed,
+                            owned: self.owned(),
+                            elapsed: start.elapsed(),
+                        });
+                    }
+                    None => continue,
+                }
+            }
             let mut batch = Batch::new(&self.table, self.socket.take_seq(0), self.generation);
             let plan = plan(actual, desired, self.want_owner, &mut batch);
-            let before = actual.table;
             if batch.len() == 0 {
                 let elapsed = start.elapsed();
                 let applied = Applied {
@@ -290,13 +309,8 @@ impl Engine {
                 Outcome::Committed => {
                     self.keep_counts(counted, removed);
                     let changed = plan.touched.iter().cloned().collect();
-                    let state = match before {
-                        None => read_table(&mut self.socket, &self.table)?,
-                        known => known,
-                    };
                     if let Some(actual) = &mut self.actual {
                         actual.committed(desired, plan);
-                        actual.table = state;
                     }
                     self.after_commit()?;
                     return Ok(Applied {
@@ -330,6 +344,81 @@ impl Engine {
             }
         }
         Err(ApplyError::Contended)
+    }
+
+    /// Writes the table where there is none: in pieces that nothing leads to, and then the base chains, which lead there. So no
+    /// packet ever sees less than the whole, and what is held in memory at once does not grow with the table. Returns how many
+    /// messages that took; nothing if it has to be begun anew.
+    fn write_anew(&mut self, desired: &Table) -> Result<Option<(usize, Plan)>, ApplyError> {
+        let mut batch = Batch::new(&self.table, self.socket.take_seq(0), self.generation);
+        let mut messages = 0;
+        let mut begun = false;
+        let mut outcome: Result<Outcome, ApplyError> = Ok(Outcome::Committed);
+        let owner = self.want_owner;
+        let plan = plan_anew(desired, owner, &mut batch, &mut |batch| {
+            if batch.size() < PIECE {
+                return;
+            }
+            if matches!(outcome, Ok(Outcome::Committed)) {
+                messages += batch.len();
+                outcome = self.commit_piece(batch, !begun);
+                begun |= matches!(outcome, Ok(Outcome::Committed));
+            }
+            // After a failure what follows is thrown away unsent.
+            *batch = Batch::new(&self.table, self.socket.take_seq(0), self.generation);
+        });
+        if matches!(outcome, Ok(Outcome::Committed)) && batch.len() > 0 {
+            messages += batch.len();
+            outcome = self.commit_piece(&mut batch, !begun);
+        }
+        match outcome {
+            Ok(Outcome::Committed) => Ok(Some((messages, plan))),
+            Ok(Outcome::Refused(refused)) if self.gives_up_ownership(&refused) => {
+                self.want_owner = false;
+                Ok(None)
+            }
+            // Whatever is there now is read, and the difference written at once.
+            Ok(Outcome::Stale | Outcome::Unknown) => {
+                self.actual = None;
+                Ok(None)
+            }
+            // There was no table, and there is none again.
+            failed => {
+                if begun {
+                    self.teardown()?;
+                } else {
+                    self.actual = None;
+                }
+                match failed {
+                    Ok(Outcome::Refused(refused)) => Err(refusal(&refused)),
+                    Ok(_) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Commits a part of a table that is being written anew, the first one or a later one.
+    fn commit_piece(&mut self, batch: &mut Batch, first: bool) -> Result<Outcome, ApplyError> {
+        self.socket.take_seq(batch.len() + 2);
+        let outcome = match self.socket.commit(batch) {
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                return Err(ApplyError::TooLarge {
+                    bytes: batch.finish().0.len(),
+                });
+            }
+            outcome => outcome?,
+        };
+        if matches!(outcome, Outcome::Committed) {
+            if first {
+                let state = read_table(&mut self.socket, &self.table)?;
+                if let Some(actual) = &mut self.actual {
+                    actual.table = state;
+                }
+            }
+            self.after_commit()?;
+        }
+        Ok(outcome)
     }
 
     /// The generation our own commit made, unless somebody committed right after us.

@@ -38,12 +38,23 @@ pub(super) struct Plan {
 pub(super) fn plan(actual: &Actual, desired: &Table, owner: bool, batch: &mut Batch) -> Plan {
     match Part::of(actual, desired) {
         Some(part) => {
-            let mut plan = plan_all(&part.actual, &part.desired, owner, batch);
+            let mut plan = plan_all(&part.actual, &part.desired, owner, batch, &mut |_| {});
             plan.part = Some(part);
             plan
         }
-        None => plan_all(actual, desired, owner, batch),
+        None => plan_all(actual, desired, owner, batch, &mut |_| {}),
     }
+}
+
+/// Writes a whole table where none is. `pause` is called wherever what is in the batch may be committed by itself: no packet
+/// enters the table before its base chains are there, and these come last and together.
+pub(super) fn plan_anew(
+    desired: &Table,
+    owner: bool,
+    batch: &mut Batch,
+    pause: &mut dyn FnMut(&mut Batch),
+) -> Plan {
+    plan_all(&Actual::default(), desired, owner, batch, pause)
 }
 
 /// What differs between the table that was written last and the one that is wanted, and nothing else of either.
@@ -91,7 +102,13 @@ impl Part {
     }
 }
 
-fn plan_all(actual: &Actual, desired: &Table, owner: bool, batch: &mut Batch) -> Plan {
+fn plan_all(
+    actual: &Actual,
+    desired: &Table,
+    owner: bool,
+    batch: &mut Batch,
+    pause: &mut dyn FnMut(&mut Batch),
+) -> Plan {
     if actual.table.is_none() {
         let flags = if owner { TABLE_OWNER | TABLE_PERSIST } else { 0 };
         batch.new_table(flags, desired.comment.as_deref());
@@ -134,6 +151,7 @@ fn plan_all(actual: &Actual, desired: &Table, owner: bool, batch: &mut Batch) ->
         if chain.base.is_none() && is_new(name) {
             batch.new_chain(chain);
             touched.insert(name.clone());
+            pause(batch);
         }
     }
     // Fill.
@@ -145,6 +163,7 @@ fn plan_all(actual: &Actual, desired: &Table, owner: bool, batch: &mut Batch) ->
         if fill_set(before, set, batch) {
             touched.insert(name.clone());
         }
+        pause(batch);
     }
     let mut fingerprints = BTreeMap::new();
     let mut fill_chain = |name: &String, chain: &Chain, batch: &mut Batch| {
@@ -160,6 +179,7 @@ fn plan_all(actual: &Actual, desired: &Table, owner: bool, batch: &mut Batch) ->
     };
     for (name, chain) in desired.chains.iter().filter(|(_, c)| c.base.is_none()) {
         fill_chain(name, chain, batch);
+        pause(batch);
     }
     let mut filled = BTreeSet::new();
     for (name, map) in &desired.maps {

@@ -40,6 +40,7 @@ pub(crate) const TESTS: &[Named] = &[
     ("counters_go_on_over_a_rewrite", counters),
     ("teardown_removes_the_table_and_only_it", teardown),
     ("a_batch_of_many_rules_fits_one_transaction", many_rules),
+    ("a_large_table_is_written_in_pieces_that_nothing_leads_to", pieces),
     (
         "accepted_packets_are_not_lost_while_chains_are_rewritten",
         no_loss,
@@ -655,6 +656,70 @@ fn many_rules() {
     assert!(applied.messages > 3000, "{applied:?}");
     let mut again = Engine::open("felix").unwrap();
     assert_eq!(succeed(&mut again, &table).messages, 0);
+}
+
+/// A table of several pieces: rules of nine megabytes.
+fn large() -> Table {
+    let mut table = example();
+    let mut base = Chain::base("b-large", Base::filter(Hook::Forward, 0));
+    for n in 0..400_u16 {
+        let mut chain = Chain::new(format!("p-large-{n}"));
+        chain.rules = (0..40).map(|p| allow(p + 1000 * (n % 60))).collect();
+        table.add_chain(chain);
+        base = base.rule(Rule::new().verdict(Verdict::Jump(format!("p-large-{n}"))));
+    }
+    table.add_chain(base);
+    table
+}
+
+fn pieces() {
+    let table = large();
+    for own in [true, false] {
+        let open = || {
+            if own {
+                Engine::open("felix")
+            } else {
+                Engine::open_shared("felix")
+            }
+        };
+        let mut engine = open().unwrap();
+        // Others commit meanwhile, not as often as it is tried.
+        let applied = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..10 {
+                    nft(&["add", "table", "ip", &format!("other{n}")]);
+                }
+            });
+            engine.apply(&table).unwrap()
+        });
+        assert!(applied.messages > 400 * 40, "{applied:?}");
+        assert_eq!(engine.apply(&table).unwrap().messages, 0);
+        drop(engine);
+        let mut again = open().unwrap();
+        assert_eq!(succeed(&mut again, &table).messages, 0);
+        again.teardown().unwrap();
+        nft(&["flush", "ruleset"]);
+    }
+
+    // What is refused in the last of them leaves no table, as there was none.
+    let mut bad = table.clone();
+    let bucket = felix::nft::ruleset::Limit {
+        rate: 1,
+        per: felix::nft::ruleset::RateUnit::Day,
+        burst: u32::MAX,
+        over: false,
+    };
+    bad.add_chain(Chain::new("p-zzz").rule(Rule::new().then(bucket)));
+    let mut engine = Engine::open("felix").unwrap();
+    let error = engine.apply(&bad).unwrap_err();
+    let culprit = Object::Rule {
+        chain: "p-zzz".into(),
+        index: 0,
+    };
+    assert_eq!(error.culprits().first(), Some(&culprit), "{error}");
+    assert_eq!(nft(&["list", "ruleset"]), "");
+    assert!(engine.apply(&table).unwrap().messages > 400 * 40);
+    assert_eq!(engine.audit().unwrap(), [""; 0]);
 }
 
 /// Accepted packets keep coming through while their chain, between a drop and a drop, is rewritten.

@@ -53,7 +53,7 @@ api_object! {
         /// Match on the receiver.
         "destination" destination: Option<EntityRule>,
         /// HTTP match; known, and refused by validation: packets are not parsed above their ports here.
-        "http" http: Option<HttpMatch>,
+        "http" http: Option<Box<HttpMatch>>,
     }
 }
 
@@ -115,9 +115,9 @@ api_object! {
         /// Port in none of these.
         "notPorts" not_ports: Option<Vec<Port>>,
         /// Endpoints of these service accounts.
-        "serviceAccounts" service_accounts: Option<ServiceAccountMatch>,
+        "serviceAccounts" service_accounts: Option<Box<ServiceAccountMatch>>,
         /// Kubernetes service; known, and refused by validation: it needs a Kubernetes datastore.
-        "services" services: Option<ServiceMatch>,
+        "services" services: Option<Box<ServiceMatch>>,
     }
 }
 

@@ -105,6 +105,19 @@ impl<T: Described> Described for Option<T> {
     }
 }
 
+/// What is rare in objects of which there are very many stands behind a pointer.
+impl<T: Described> Described for Box<T> {
+    const REQUIRED: bool = T::REQUIRED;
+
+    fn shape() -> Shape {
+        T::shape()
+    }
+
+    fn is_absent(&self) -> bool {
+        T::is_absent(self)
+    }
+}
+
 impl<T: Described> Described for Vec<T> {
     fn shape() -> Shape {
         Shape::List(T::shape)

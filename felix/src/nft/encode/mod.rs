@@ -121,6 +121,11 @@ impl Batch {
         self.tags.len()
     }
 
+    /// Bytes so far.
+    pub(super) fn size(&self) -> usize {
+        self.buffer.len()
+    }
+
     pub(super) fn first(&self) -> u32 {
         self.first
     }
