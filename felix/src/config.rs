@@ -32,6 +32,9 @@ pub struct AgentConfig {
     pub repair_window: Duration,
     /// Whether the agent turns on packet forwarding on the host.
     pub manage_forwarding: bool,
+    /// Whether the agent asks the kernel to keep others from the table (Linux 6.9). Where it does not, or cannot, changes
+    /// by others are found and undone.
+    pub own_table: bool,
     /// Bit of the packet mark that means "allowed by policy before tracking or translation" while a packet of the
     /// host's own interfaces is on its way through our chains.
     pub accept_mark: u32,
@@ -54,6 +57,7 @@ impl AgentConfig {
             audit_interval: Duration::from_secs(60),
             repair_window: Duration::from_millis(100),
             manage_forwarding: true,
+            own_table: true,
             accept_mark: 0x0001_0000,
             pass_mark: 0x0002_0000,
             cut_mark: 0x0004_0000,

@@ -32,7 +32,7 @@ pub struct Cleaned {
 /// The kernel could not be talked to at all.
 pub fn cleanup(interfaces: bool) -> io::Result<Cleaned> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let mut kernel = Kernel::open()?;
+    let mut kernel = Kernel::open(true)?;
     let mut cleaned = Cleaned::default();
     let mut failed =
         |what: &str, error: &dyn std::fmt::Display| cleaned.failures.push(format!("{what}: {error}"));

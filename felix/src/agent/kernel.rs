@@ -46,8 +46,12 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// Opens the sockets in the namespace of the calling thread and reads what is there. Nothing is written.
-    pub(super) fn open() -> io::Result<Self> {
-        let writer = nft::Writer::spawn(TABLE, nft::Options::default())?;
+    pub(super) fn open(own_table: bool) -> io::Result<Self> {
+        let options = nft::Options {
+            own: own_table,
+            ..nft::Options::default()
+        };
+        let writer = nft::Writer::spawn(TABLE, options)?;
         // The store takes its time; meanwhile the table of an earlier agent is read.
         writer.prepare();
         let mut kernel = Self {

@@ -91,7 +91,7 @@ impl Owner {
         advertise: watch::Sender<BTreeSet<IpNetwork>>,
         published: watch::Sender<u64>,
     ) -> io::Result<Self> {
-        let mut kernel = Kernel::open()?;
+        let mut kernel = Kernel::open(config.own_table)?;
         // Nobody else has set it: an agent is opened once.
         let _ = shared.tracer.set(kernel.writer.tracer());
         let monitor = Monitor::open(kernel.rtnl.port())?;

@@ -32,7 +32,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            poll: Duration::from_millis(500),
+            poll: Duration::from_millis(200),
             own: true,
         }
     }
