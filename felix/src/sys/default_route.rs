@@ -12,10 +12,11 @@
 //!   rule 1090: from 10.65.0.9 lookup 1090003
 //! ```
 //!
-//! Routes go with their interface, rules do not: those whose interface is gone are removed at the next attach. Until
-//! then they look into an empty table, which is as if they were not there.
+//! Routes go with their interface, rules do not: those whose interface is gone, or has the address no more, are removed when
+//! a cable is taken away, and at the next attach too, for a cable may go without anybody being asked. Until then they mostly
+//! look into an empty table, which is as if they were not there; but interfaces are numbered anew in each namespace, so a
+//! new one may have the table of an old one.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -26,7 +27,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
 
-use super::links::Link;
+use super::links;
 use super::rtnl::{Error, Rtnl};
 use crate::routetable::ROUTE_PROTOCOL;
 
@@ -57,46 +58,68 @@ pub(super) fn set(rtnl: &mut Rtnl, index: u32, gateway: IpAddr, addresses: &[IpA
     Ok(())
 }
 
-/// Removes our rules for interfaces that are none of these.
-pub(super) fn forget_gone(rtnl: &mut Rtnl, links: &BTreeMap<String, Link>) -> Result<(), Error> {
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut wanted = RuleMessage::default();
-        wanted.header.family = family;
-        let rules = match rtnl.dump_map(RouteNetlinkMessage::GetRule(wanted), |message| match message {
-            RouteNetlinkMessage::NewRule(rule) => Some(rule),
-            _ => None,
-        }) {
-            // A kernel without rules, or without IPv6, has none to be removed.
-            Err(error) if error.is(libc::EOPNOTSUPP) || error.is(libc::EAFNOSUPPORT) => continue,
+/// Removes our rules for addresses that their interface does not have.
+pub(super) fn forget_gone(rtnl: &mut Rtnl) -> Result<(), Error> {
+    let rules = rules(rtnl)?;
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let held = links::all_addresses(rtnl)?;
+    for (holder, rule) in rules {
+        if held.contains(&holder) {
+            continue;
+        }
+        match rtnl.request(RouteNetlinkMessage::DelRule(rule), 0) {
+            Err(error) if error.is(libc::ENOENT) => {}
             outcome => outcome?,
-        };
-        for rule in rules {
-            let gone = ours(&rule).is_some_and(|index| links.values().all(|link| link.index != index));
-            if gone {
-                match rtnl.request(RouteNetlinkMessage::DelRule(rule), 0) {
-                    Err(error) if error.is(libc::ENOENT) => {}
-                    outcome => outcome?,
-                }
-            }
         }
     }
     Ok(())
+}
+
+/// The number of an interface, and an address that it has.
+type Holder = (u32, IpAddr);
+
+/// Our rules, each with who it is for.
+fn rules(rtnl: &mut Rtnl) -> Result<Vec<(Holder, RuleMessage)>, Error> {
+    let mut all = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut wanted = RuleMessage::default();
+        wanted.header.family = family;
+        let found = rtnl.dump_map(RouteNetlinkMessage::GetRule(wanted), |message| match message {
+            RouteNetlinkMessage::NewRule(rule) => Some((holder(&rule)?, rule)),
+            _ => None,
+        });
+        match found {
+            Ok(rules) => all.extend(rules),
+            // A kernel without rules, or without IPv6, has none to be removed.
+            Err(error) if error.is(libc::EOPNOTSUPP) || error.is(libc::EAFNOSUPPORT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
 }
 
 fn table_of(index: u32) -> u32 {
     FIRST_TABLE.saturating_add(index)
 }
 
-/// The number of the interface that a rule of ours is for.
-fn ours(rule: &RuleMessage) -> Option<u32> {
+/// Whom a rule of ours is for.
+fn holder(rule: &RuleMessage) -> Option<Holder> {
     let ours = RuleAttribute::Protocol(RouteProtocol::from(ROUTE_PROTOCOL));
     if !rule.attributes.contains(&ours) {
         return None;
     }
-    rule.attributes.iter().find_map(|attribute| match attribute {
+    let attributes = || rule.attributes.iter();
+    let interface = attributes().find_map(|attribute| match attribute {
         RuleAttribute::Table(table) => table.checked_sub(FIRST_TABLE),
         _ => None,
-    })
+    });
+    let address = attributes().find_map(|attribute| match attribute {
+        RuleAttribute::Source(address) => Some(*address),
+        _ => None,
+    });
+    interface.zip(address)
 }
 
 fn default_route(index: u32, gateway: IpAddr, table: Option<u32>, metric: Option<u32>) -> RouteMessage {

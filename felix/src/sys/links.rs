@@ -250,6 +250,22 @@ pub fn addresses_by_interface(rtnl: &mut Rtnl) -> Result<BTreeMap<String, BTreeS
     Ok(addresses)
 }
 
+/// Every address of every interface, with the interface's number.
+///
+/// # Errors
+/// See [`Error`].
+pub fn all_addresses(rtnl: &mut Rtnl) -> Result<BTreeSet<(u32, IpAddr)>, Error> {
+    let found = rtnl.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let mut addresses = BTreeSet::new();
+    for message in &found {
+        if let RouteNetlinkMessage::NewAddress(message) = message {
+            let local = message.attributes.iter().filter_map(local_address);
+            addresses.extend(local.map(|address| (message.header.index, address)));
+        }
+    }
+    Ok(addresses)
+}
+
 /// Where the host would send a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

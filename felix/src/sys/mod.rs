@@ -5,6 +5,7 @@
 
 pub mod conntrack;
 mod default_route;
+mod far_end;
 pub mod links;
 pub(crate) mod listener;
 pub(crate) mod memory;

@@ -33,6 +33,7 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest as _, Sha256};
 
 use super::default_route;
+use super::far_end;
 use super::links::{self, GATEWAY_V4, Link, Mac, Neighbour};
 use super::netns::{self, NetNs};
 use super::rtnl::{self, Rtnl};
@@ -178,13 +179,30 @@ pub fn attach(netns: &NetNs, request: &AttachRequest) -> Result<Attached, Error>
         .map(|attached| Attached { created, ..attached })
 }
 
-/// Removes the cable; `false` when there was none. The workload's end goes with it.
+/// Removes the cable; `false` when there was none. The workload's end goes with it, and what was written for it alone. Where
+/// the workload's namespace cannot be found or looked into, the next attach there removes that.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn detach(host_interface: &str) -> Result<bool, Error> {
     let mut rtnl = Rtnl::open().during("open rtnetlink")?;
-    links::delete(&mut rtnl, host_interface).during(format!("delete the interface {host_interface}"))
+    let netns = far_end::namespace(&mut rtnl, host_interface)
+        .during(format!("look for the other end of {host_interface}"))?;
+    let removed =
+        links::delete(&mut rtnl, host_interface).during(format!("delete the interface {host_interface}"))?;
+    if let Some(netns) = netns
+        && let Err(error) = forget_gone(&netns)
+    {
+        tracing::debug!(%error, host_interface, "rules of a workload that was detached stay in its namespace");
+    }
+    Ok(removed)
+}
+
+fn forget_gone(netns: &NetNs) -> Result<(), Error> {
+    netns.run(|| {
+        let mut rtnl = Rtnl::open().during("open rtnetlink in the workload")?;
+        default_route::forget_gone(&mut rtnl).during("look at the rules of the workload")
+    })?
 }
 
 /// Whether [`attach`] would refuse this, without changing anything. Blocking for as long as a list of interfaces
@@ -377,7 +395,7 @@ fn configure_inside(request: &AttachRequest) -> Result<Mac, Error> {
             .during(format!("add {address} to {name}"))?;
     }
     links::set_up(&mut rtnl, link.index).during(format!("take up {name}"))?;
-    default_route::forget_gone(&mut rtnl, &found).during("look at the rules of the workload")?;
+    default_route::forget_gone(&mut rtnl).during("look at the rules of the workload")?;
     let mut gateways = Vec::new();
     if request.addresses.iter().any(IpAddr::is_ipv4) {
         let on_link = RouteMessageBuilder::<Ipv4Addr>::new()

@@ -192,15 +192,75 @@ fn several() -> anyhow::Result<()> {
     for address in &addresses {
         ensure!(peer.pings(*address)?, "{address} does not answer any more");
     }
-    // A rule without its interface lasts until the next attach and no longer.
-    let rules = || -> anyhow::Result<usize> {
-        let listed = first.inside.run(&["ip", "rule", "show"])?;
-        Ok(listed.lines().filter(|line| line.contains("lookup 1090")).count())
+    let rules = || -> anyhow::Result<Vec<String>> {
+        let mut listed = first.inside.run(&["ip", "-4", "rule", "show"])?;
+        listed += &first.inside.run(&["ip", "-6", "rule", "show"])?;
+        let ours = |line: &&str| line.contains("lookup 1090");
+        Ok(listed.lines().filter(ours).map(str::to_owned).collect())
     };
-    ensure!(rules()? == 1);
+    // Rules go with their cable: nothing of ours is left in the namespace.
+    ensure!(rules()?.len() == 2, "{:?}", rules()?);
     rig.margay("h1", &["workload", "detach", "a", "--interface", "eth1"])?;
+    ensure!(rules()?.is_empty(), "{:?}", rules()?);
+
+    // Whoever uses the namespace next may have had its cable taken without a word, and an interface of the same number.
     second(&[])?;
-    ensure!(rules()? == 0, "{}", first.inside.run(&["ip", "rule", "show"])?);
+    let again = second(&["--interface", "eth1"])?;
+    ensure!(rules()?.len() == 2, "{:?}", rules()?);
+    let number = || -> anyhow::Result<Value> {
+        let listed: Value = serde_json::from_str(&first.inside.run(&["ip", "-j", "link", "show", "eth1"])?)?;
+        Ok(listed[0]["ifindex"].clone())
+    };
+    let before = number()?;
+    first.inside.run(&["ip", "link", "delete", "eth1"])?;
+    rig.margay("h1", &["workload", "detach", "a", "--interface", "eth1"])?;
+    ensure!(
+        rules()?.len() == 2,
+        "nobody was asked, and who removed them? {:?}",
+        rules()?
+    );
+    first.inside.run(&[
+        "ip",
+        "link",
+        "add",
+        "eth1",
+        "index",
+        &before.to_string(),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "theirs",
+    ])?;
+    ensure!(number()? == before);
+    // Addresses that are free now, for the first interface of another workload in the same namespace.
+    let mut words = vec![
+        "workload",
+        "attach",
+        "c",
+        "--netns",
+        "a",
+        "--interface",
+        "eth2",
+        "-o",
+        "json",
+    ];
+    let texts: Vec<String> = again.iter().map(ToString::to_string).collect();
+    for text in &texts {
+        words.extend(["--ip", text]);
+    }
+    let third = addresses_in(&rig.margay("h1", &words)?)?;
+    ensure!(
+        third.len() == 2 && third.iter().all(|address| again.contains(address)),
+        "{third:?}"
+    );
+    let left = rules()?;
+    ensure!(left.len() == 2, "{left:?}");
+    for address in &third {
+        ensure!(peer.pings(*address)?, "{address} does not answer: {left:?}");
+    }
+    rig.margay("h1", &["workload", "detach", "c", "--interface", "eth2"])?;
+    ensure!(rules()?.is_empty(), "{:?}", rules()?);
     Ok(())
 }
 
