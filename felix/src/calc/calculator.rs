@@ -364,6 +364,7 @@ impl State {
                 host_action,
                 deny: self.deny(),
                 cuts: self.cuts(),
+                drops_invalid: self.configuration.disable_conntrack_invalid_check != Some(true),
                 log_limit: self.log_limit(),
                 nat: self.nat_outgoing(),
                 pools: self.pools.all(),

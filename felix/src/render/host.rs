@@ -28,7 +28,7 @@ use policy::model::{FailsafePort, LINK_ICMPV6, Stage};
 use policy::packet::Direction;
 
 use super::policy::{guarded, uses_pass};
-use super::{Input, clear_pass, cut, deny_rule, established, ifname, invalid, log_rule};
+use super::{Input, clear_pass, cut, deny_rule, drop_invalid, established, ifname, log_rule};
 use crate::flowlog::Reason;
 use crate::nft::ruleset::{
     Base, Chain, Element, Field, Hook, KeyType, Map, MarkSource, Match, Op, Rule, Statement, Table, Value,
@@ -276,7 +276,7 @@ fn dispatch(input: &Input<'_>, place: &Place, mut chain: Chain, table: &mut Tabl
 fn group_chain(input: &Input<'_>, id: &GroupId, group: &HostGroup, table: &mut Table) {
     let mut chain = Chain::new(id.as_str());
     if group.stage.ends_tiers() {
-        chain = chain.rule(invalid());
+        chain = drop_invalid(input, chain);
     }
     for tier in &group.tiers {
         chain = chain.rule(Rule::new().verdict(Verdict::Jump(tier.id.as_str().to_owned())));

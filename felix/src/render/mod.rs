@@ -124,6 +124,9 @@ pub struct Input<'a> {
     pub deny: DenyAction,
     /// Whether connections that were cut are dropped (`cutDeniedConnections`).
     pub cuts: bool,
+    /// Whether what connection tracking calls invalid is dropped before policy is asked; not with
+    /// `disableConntrackInvalidCheck`.
+    pub drops_invalid: bool,
     /// How often each `Log` rule tells of a packet (`logActionRateLimit`).
     pub log_limit: Limit,
     /// What leaves the cluster with another address.
@@ -354,12 +357,17 @@ fn established() -> Rule {
         .verdict(Verdict::Accept)
 }
 
-fn invalid() -> Rule {
-    Rule::new()
+/// The chain with `ct state invalid drop`, unless policy is to judge such packets like any others.
+fn drop_invalid(input: &Input<'_>, chain: Chain) -> Chain {
+    if !input.drops_invalid {
+        return chain;
+    }
+    let rule = Rule::new()
         .ct_state(CtStates::INVALID)
         .counter()
         .verdict(Verdict::Drop)
-        .comment("no part of a connection")
+        .comment("no part of a connection");
+    chain.rule(rule)
 }
 
 /// The bit is ours while a packet is in our chains; whatever it meant before does not count.
@@ -394,7 +402,7 @@ fn forward(input: &Input<'_>, table: &mut Table) {
                 .rule(established())
                 .rule(ours(input, field).verdict(Verdict::Goto(dispatch.into()))),
         );
-        let chain = Chain::new(dispatch).rule(invalid());
+        let chain = drop_invalid(input, Chain::new(dispatch));
         let mut chain = qos::ask(input, Kind::Connections, direction, chain);
         if policy::uses_pass(input) {
             chain = chain.rule(clear_pass(input));
@@ -453,9 +461,8 @@ fn host(input: &Input<'_>, table: &mut Table) {
                 .verdict(Verdict::Accept)
                 .comment("neighbour discovery"),
         );
-    chain = qos::ask(input, Kind::Rate, Direction::Egress, cut(input, chain))
-        .rule(established())
-        .rule(invalid());
+    chain = qos::ask(input, Kind::Rate, Direction::Egress, cut(input, chain)).rule(established());
+    chain = drop_invalid(input, chain);
     match input.host_action {
         HostAction::Drop => {
             chain = chain

@@ -44,8 +44,6 @@ pub(crate) const TESTS: &[Named] = &[
     ("a_workload_reaches_its_host_as_configured", host),
     ("nat_outgoing_translates_what_leaves_the_pools", nat_outgoing),
     ("a_floating_address_is_its_workload_to_everybody", floating),
-    ("who_is_rejected_is_told_so", rejected),
-    ("log_rules_tell_as_often_as_configured", log_limit),
     (
         "the_housekeeping_of_a_link_is_dropped_without_a_word",
         housekeeping,
@@ -100,7 +98,7 @@ pub(crate) fn udp(src: IpAddr, dst: IpAddr, port: u16) -> Packet {
     Packet::with_ports(Protocol::UDP, src, 40000, dst, port)
 }
 
-fn tcp(src: IpAddr, dst: IpAddr, port: u16) -> Packet {
+pub(crate) fn tcp(src: IpAddr, dst: IpAddr, port: u16) -> Packet {
     Packet::with_ports(Protocol::TCP, src, 40000, dst, port)
 }
 
@@ -727,82 +725,9 @@ fn floating() {
     }
 }
 
-fn felix(spec: Value) -> Value {
+/// The settings of every node.
+pub(crate) fn felix(spec: Value) -> Value {
     json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"}, "spec": spec})
-}
-
-fn rejected() {
-    let mut site = site();
-    let by_rule = json!([{"action": "Deny", "protocol": "UDP"}]);
-    let by_tier = json!([{"action": "Allow", "protocol": "TCP"}]);
-    for action in ["Reject", "Drop"] {
-        for (rules, packets) in [(by_rule.clone(), [udp, tcp]), (by_tier.clone(), [udp, udp])] {
-            let objects = with(
-                base(),
-                [to_web(rules), felix(json!({"nftablesFilterDenyAction": action}))],
-            );
-            let meaning = site.apply(&objects);
-            site.assert_listing_loads_again();
-            for (src, web) in [(v4(2), v4(1)), (v6(2), v6(1))] {
-                for (packet, port) in packets.iter().zip([7, 9]) {
-                    let packet = packet(src, web, port);
-                    // The verdict is the same one.
-                    let allowed = policy::eval::evaluate(
-                        &meaning.model,
-                        &policy::model::EndpointId::new("default", "web"),
-                        policy::packet::Direction::Ingress,
-                        &packet,
-                    );
-                    assert!(!allowed.allowed);
-                    let number = site.probe("caliapi", &packet);
-                    let all = site.settled();
-                    let is_it = |(place, arrived): &(String, wire::Arrived)| {
-                        place == "caliweb" && arrived.number() == Some(number)
-                    };
-                    assert!(!all.iter().any(is_it), "{packet}");
-                    let error = |(place, arrived): &(String, wire::Arrived)| {
-                        let unreachable = match arrived.protocol {
-                            1 => arrived.transport.starts_with(&[3, 3]),
-                            58 => arrived.transport.starts_with(&[1, 4]),
-                            _ => false,
-                        };
-                        place == "caliapi" && unreachable
-                    };
-                    assert_eq!(all.iter().any(error), action == "Reject", "{action} {packet}");
-                }
-            }
-        }
-    }
-}
-
-fn log_limit() {
-    let mut site = site();
-    let log = to_web(json!([{"action": "Log"}, {"action": "Deny", "protocol": "UDP"}, {"action": "Allow"}]));
-    let limits = |site: &mut Site, spec: Value| {
-        site.apply(&with(base(), [log.clone(), felix(spec)]));
-        site.assert_listing_loads_again();
-        let text = nft(&["list", "table", "inet", "felix"]);
-        let of = |what: &str| {
-            let lines = text
-                .lines()
-                .filter(|line| line.contains(&format!("prefix \"{what}|ingress|rule")));
-            lines
-                .map(|line| line[line.find("limit").unwrap()..line.find(" log").unwrap()].to_owned())
-                .collect::<Vec<_>>()
-        };
-        (of("L"), of("D"))
-    };
-    let usual = "limit rate 100/second burst 100 packets";
-    let both = |log: &str| (vec![log.to_owned()], vec![usual.to_owned()]);
-    assert_eq!(limits(&mut site, json!({})), both(usual));
-    let asked = json!({"logActionRateLimit": "7/minute"});
-    assert_eq!(
-        limits(&mut site, asked),
-        // `nft` does not say its default burst, which is 5 too.
-        both("limit rate 7/minute")
-    );
-    let asked = json!({"logActionRateLimit": "1/day", "logActionRateLimitBurst": 3});
-    assert_eq!(limits(&mut site, asked), both("limit rate 1/day burst 3 packets"));
 }
 
 fn housekeeping() {

@@ -1,7 +1,7 @@
 //! The kernel agrees with the evaluator: what packets see of rendered policy is what `policy::eval` says of it.
 //!
 //! [`random`] throws random worlds and packets at all three implementations, [`oracle`] the Kubernetes cases whose
-//! verdicts somebody else computed, [`hosts`] has two nodes; [`limits`] what traffic is held to;
+//! verdicts somebody else computed, [`hosts`] has two nodes; [`limits`] what traffic is held to, [`settings`] what a FelixConfiguration changes;
 //! [`corners`], [`endpoints`] and [`flows`] name what has been wrong
 //! elsewhere. Every table made on the way is listed by `nft`, loaded again and compared.
 #![expect(
@@ -26,6 +26,7 @@ mod oracle;
 mod random;
 #[path = "../common/reader.rs"]
 mod reader;
+mod settings;
 mod site;
 mod wire;
 #[path = "../../../policy/tests/world/mod.rs"]
@@ -44,6 +45,7 @@ fn main() {
             limits::TESTS,
             random::TESTS,
             oracle::TESTS,
+            settings::TESTS,
         ];
         common::trials(tests.into_iter().flatten(), why_not().as_deref())
     });

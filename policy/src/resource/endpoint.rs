@@ -83,10 +83,21 @@ pub fn why_not_honoured(field: &str) -> &'static str {
     if BANDWIDTH.contains(&field) {
         "the field is kept, and bandwidth is NOT limited: that takes traffic control (tc), which is not written here. \
          Packet rates (ingressPacketRate, egressPacketRate) and connection limits are enforced"
+    } else if ALLOW_ACTIONS.contains(&field) {
+        "the field is kept, and has no effect here: what policy allows goes on to the rules of other nftables tables either \
+         way, because accepting ends no chains but the agent's own"
     } else {
         "the field is kept, and has no effect here"
     }
 }
+
+/// Fields that in iptables say whether rules of others, behind the agent's in the same table, are asked too.
+const ALLOW_ACTIONS: &[&str] = &[
+    "nftablesFilterAllowAction",
+    "nftablesMangleAllowAction",
+    "iptablesFilterAllowAction",
+    "iptablesMangleAllowAction",
+];
 
 /// Fields of [`QosControls`] that would need traffic control, which is not written here.
 const BANDWIDTH: &[&str] = &[

@@ -96,7 +96,7 @@ api_object! {
         "ipv6Support" ipv6_support: Option<bool>,
         /// What happens to packets from a workload to its host; `Drop`.
         "defaultEndpointToHostAction" default_endpoint_to_host_action: Option<EndpointToHostAction>,
-        /// What the kernel does with allowed packets; `Accept`.
+        /// What the kernel does with allowed packets; `Accept`. In nftables it is the same as `Return`.
         "nftablesFilterAllowAction" nftables_filter_allow_action: Option<FilterAllowAction>,
         /// What the kernel does with denied packets; `Drop`.
         "nftablesFilterDenyAction" nftables_filter_deny_action: Option<FilterDenyAction>,
@@ -126,7 +126,7 @@ api_object! {
         "routeSource" route_source: Option<RouteSource>,
         /// Whether workloads may ask for foreign source addresses; `Disabled`.
         "workloadSourceSpoofing" workload_source_spoofing: Option<WorkloadSourceSpoofing>,
-        /// Whether packets that connection tracking calls invalid are let through; false.
+        /// Whether policy judges packets that connection tracking calls invalid, instead of their being dropped before it; false.
         "disableConntrackInvalidCheck" disable_conntrack_invalid_check: Option<bool>,
         /// Ports of the host that policy of host endpoints cannot close; those of SSH, DHCP, BGP, etcd and Kubernetes.
         "failsafeInboundHostPorts" failsafe_inbound_host_ports: Option<Vec<ProtoPort>>,
@@ -178,7 +178,6 @@ pub const NOT_HONOURED: &[&str] = &[
     "deviceRouteProtocol",
     "deviceRouteSourceAddress",
     "deviceRouteSourceAddressIPv6",
-    "disableConntrackInvalidCheck",
     "externalNodesList",
     "healthEnabled",
     "healthHost",
