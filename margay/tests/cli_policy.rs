@@ -239,7 +239,7 @@ LIST                        DIRECTION  RULES  ENTERED     ASKED AT MOST
 NetworkPolicy shop/web      ingress    61     by port     2
 Profile kns.shop            egress     1      one by one  1
 Profile kns.shop            ingress    1      one by one  1
-tier default (1 policies)   ingress    61     one by one  61
+tier default (1 policy)     ingress    61     one by one  61
 ";
     assert!(
         said.starts_with(expected.split("\n\n").next().expect("a line")),

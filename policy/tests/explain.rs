@@ -119,7 +119,7 @@ ingress at default/web: DENIED
   staged, not enforced:
     StagedNetworkPolicy default/soon: rule 1 matches: Deny
       rule 1 Deny matches: it matches every packet
-  to let it pass: add an ingress Allow for TCP port 8005 from 203.0.113.9 to a policy of tier default that selects default/web
+  to let it pass: add an ingress Allow for TCP port 8005 from 203.0.113.9 (role == 'office') to a policy of tier default that selects default/web
 "#
     );
     let by_rule = ask(&world, "db", "web", 80).ingress.unwrap();
@@ -131,7 +131,7 @@ ingress at default/web: DENIED
         by_rule.advice,
         [
             "change ingress rule 3 of NetworkPolicy default/web (shop.yaml:20), or put an ingress Allow for TCP port 80 from \
-             10.0.0.3 before it: above it in NetworkPolicy default/web, or in a policy of tier default with a lower order that \
+             10.0.0.3 (app == 'db') before it: above it in NetworkPolicy default/web, or in a policy of tier default with a lower order that \
              selects default/web"
         ]
     );
@@ -233,6 +233,24 @@ fn a_question_without_a_port_or_a_common_family_is_refused() {
     )
     .unwrap_err();
     assert_eq!(error, QueryError::PortNeeded(Protocol::TCP));
+    // What would not be looked at is not taken silently.
+    let ping = Query {
+        protocol: Protocol::ICMP,
+        ..query("api", "web", 8)
+    };
+    let error = explain(&world.model, &ping).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "ICMP has no ports; its messages are told apart by type and code, such as 8 or 3/4"
+    );
+    let typed = Query {
+        icmp: Some(Icmp { kind: 8, code: 0 }),
+        ..query("api", "web", 80)
+    };
+    assert_eq!(
+        explain(&world.model, &typed).unwrap_err(),
+        QueryError::NoIcmp(Protocol::TCP)
+    );
     let error = explain(&world.model, &query("fd00::1", "web", 80)).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -105,7 +105,10 @@ pub fn report(program: &Program, config: &AgentConfig) -> Report {
             .iter()
             .map(|policy| (policy.key.to_string(), policy.rules(direction)))
             .collect();
-        let name = format!("tier {} ({} policies)", tier.tier, policies.len());
+        let name = match policies.len() {
+            1 => format!("tier {} (1 policy)", tier.tier),
+            several => format!("tier {} ({several} policies)", tier.tier),
+        };
         lists.push(list(program, config, name, direction, &items));
     }
     for (id, direction) in bodies {

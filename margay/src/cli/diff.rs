@@ -70,6 +70,10 @@ struct FieldChange {
 pub(super) async fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let (manifests, mut refused) = resources::read_files(&args.files)?;
     anyhow::ensure!(!manifests.is_empty() || refused, "the files hold no document");
+    if manifests.is_empty() {
+        // Nothing is left to compare, and "nothing would change" would sound as if there had been.
+        return Ok(ExitCode::FAILURE);
+    }
     let client = Client::new(global.store().await?);
     let plan = plan(&client, manifests, &mut refused).await?;
     if !emit_structured(args.output.form, &plan)? {
@@ -86,8 +90,10 @@ pub(super) async fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<Exit
             .iter()
             .filter(|object| object.change != "unchanged")
             .count();
-        if changes == 0 {
-            emit_line("no object would change");
+        match (changes, refused) {
+            (0, false) => emit_line("no object would change"),
+            (0, true) => emit_line("no other object would change"),
+            _ => {}
         }
         show_flows(&plan.flows, args.output.form == super::output::Format::Wide);
     }

@@ -76,6 +76,9 @@ pub(super) async fn run(
     })
 }
 
+/// Chains that whatever a workload sends enters, once the kernel knows where it goes.
+const BEHIND_ROUTING: [&str; 2] = ["fwd-from", "in-wl"];
+
 /// Whether what this host did to the packet is what the model says, as far as it is this host's to do.
 fn compare(explanation: &Explanation, traced: &Traced) -> (Option<bool>, String) {
     let Some(packet) = &traced.packet else {
@@ -109,6 +112,17 @@ fn compare(explanation: &Explanation, traced: &Traced) -> (Option<bool>, String)
     if packet.established && !packet.dropped {
         let text = "the packet belongs to a connection that was accepted before: policy was not asked";
         return (None, text.to_owned());
+    }
+    let from_here = explanation.egress.is_some() && here(&explanation.from.node);
+    let went_on =
+        |step: &TraceStep| step.table == felix::config::TABLE && BEHIND_ROUTING.contains(&&*step.chain);
+    if from_here && !packet.dropped && !packet.steps.iter().any(went_on) {
+        let text = format!(
+            "no rule dropped it, and it was not forwarded, so policy was not asked: {} has no route to {}, or does not take it \
+             from there (rp_filter)",
+            traced.node, explanation.packet.dst
+        );
+        return (None, text);
     }
     match (packet.dropped, denied) {
         (true, true) => (Some(true), "the kernel dropped it, as the model says".to_owned()),

@@ -6,8 +6,14 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::compile::Side;
-use crate::model::{IcmpMatch, Model, Peer, PeerSelector, PortMatch, Rule};
-use crate::packet::{IpVersion, Packet};
+use crate::model::{
+    IcmpMatch, LabelSet, Model, NAMESPACE_LABEL, NAMESPACE_PREFIX, ORCHESTRATOR_LABEL, Peer, PeerSelector,
+    PortMatch, Rule, SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX,
+};
+use crate::packet::{Direction, IpVersion, Packet};
+
+/// How many labels of an end advice names.
+const LABELS_TOLD: usize = 3;
 
 /// One field of a rule and whether it holds for the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -194,11 +200,38 @@ fn list(items: &[impl Display]) -> String {
     }
 }
 
+/// What a rule would have to match that lets the packet pass: with the labels of the other end, by which rules mostly speak of
+/// it.
+pub(super) fn allow_rule(model: &Model, direction: Direction, packet: &Packet) -> String {
+    let port = packet
+        .dst_port
+        .map(|port| format!(" port {port}"))
+        .unwrap_or_default();
+    let (word, address) = match direction {
+        Direction::Ingress => ("from", packet.src),
+        Direction::Egress => ("to", packet.dst),
+    };
+    let own = |(_, labels): (String, &LabelSet)| -> Option<String> {
+        let own = labels.all().iter().filter(|(key, _)| !is_lent(key));
+        let own: Vec<String> = own
+            .take(LABELS_TOLD)
+            .map(|(key, value)| format!("{key} == '{value}'"))
+            .collect();
+        (!own.is_empty()).then(|| format!(" ({})", own.join(" && ")))
+    };
+    let labels = owners(model, address).find_map(own).unwrap_or_default();
+    format!("{}{port} {word} {address}{labels}", packet.protocol)
+}
+
+/// Whether a label is not somebody's own choice.
+fn is_lent(key: &str) -> bool {
+    [NAMESPACE_LABEL, ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LABEL].contains(&key)
+        || key.starts_with(NAMESPACE_PREFIX)
+        || key.starts_with(SERVICE_ACCOUNT_PREFIX)
+}
+
 /// What has the address, by name.
-pub(super) fn owners(
-    model: &Model,
-    address: IpAddr,
-) -> impl Iterator<Item = (String, &crate::model::LabelSet)> {
+pub(super) fn owners(model: &Model, address: IpAddr) -> impl Iterator<Item = (String, &LabelSet)> {
     let workloads = (model.endpoints.values())
         .filter(move |e| e.addresses.contains(&address))
         .map(|e| (format!("WorkloadEndpoint {}", e.id), &e.labels));

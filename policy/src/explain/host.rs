@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Decider, PolicyReport, Resolved, TierReport, decider, reports, show, staged_reports};
+use super::{Decider, PolicyReport, Resolved, TierReport, decider, facts, reports, show, staged_reports};
 use crate::eval::{HostDecider, HostDecision, Outcome, evaluate_translated, passages};
 use crate::model::{HostEndpoint, Model, Stage};
 use crate::packet::{Direction, Packet};
@@ -106,7 +106,8 @@ fn check(
     let advice = match &decision.decided_by {
         HostDecider::Policy(decided) if decision.outcome == Outcome::Deny => {
             let who = format!("HostEndpoint {}", host.name);
-            show::advice(&who, direction, packet, decided, &decided_by)
+            let rule = facts::allow_rule(model, direction, packet);
+            show::advice(&who, direction, &rule, decided, &decided_by)
         }
         _ => Vec::new(),
     };

@@ -54,6 +54,12 @@ pub enum QueryError {
     /// The protocol has ports and none was given.
     #[error("{0} needs a destination port")]
     PortNeeded(Protocol),
+    /// A port was given for a protocol that has none.
+    #[error("{0} has no ports{hint}", hint = no_ports_hint(*.0))]
+    NoPorts(Protocol),
+    /// An ICMP type was given for another protocol.
+    #[error("{0} has no ICMP type; leave it out, or ask about ICMP")]
+    NoIcmp(Protocol),
     /// The ends have no family in common (or not the one asked for).
     #[error("{from} and {to} have no addresses of the same family{}", only(.asked))]
     NoCommonFamily {
@@ -64,6 +70,13 @@ pub enum QueryError {
         /// The family that was asked for.
         asked: Option<IpVersion>,
     },
+}
+
+fn no_ports_hint(protocol: Protocol) -> &'static str {
+    match protocol.icmp_version() {
+        Some(_) => "; its messages are told apart by type and code, such as 8 or 3/4",
+        None => "",
+    }
 }
 
 fn only(version: &Option<IpVersion>) -> String {
@@ -364,6 +377,9 @@ fn end(model: &Model, resolved: &Resolved<'_>, address: IpAddr) -> End {
 /// The packet that a question stands for.
 pub(crate) fn packet(query: &Query, src: IpAddr, dst: IpAddr) -> Result<Packet, QueryError> {
     let protocol = query.protocol;
+    if query.icmp.is_some() && protocol.icmp_version().is_none() {
+        return Err(QueryError::NoIcmp(protocol));
+    }
     if protocol.has_ports() || (protocol == Protocol::UDPLITE && query.port.is_some()) {
         let port = query.port.ok_or(QueryError::PortNeeded(protocol))?;
         return Ok(Packet::with_ports(
@@ -373,6 +389,9 @@ pub(crate) fn packet(query: &Query, src: IpAddr, dst: IpAddr) -> Result<Packet, 
             dst,
             port,
         ));
+    }
+    if query.port.or(query.src_port).is_some() {
+        return Err(QueryError::NoPorts(protocol));
     }
     // "icmp" between IPv6 addresses means ICMPv6, to everybody but a parser.
     let (protocol, icmp) = match protocol.icmp_version() {
@@ -404,7 +423,8 @@ fn check(model: &Model, endpoint: &Endpoint, direction: Direction, packet: &Pack
     let advice = if decision.allowed {
         Vec::new()
     } else {
-        show::advice(&endpoint.id, direction, packet, &decision.decided_by, &decided_by)
+        let rule = facts::allow_rule(model, direction, packet);
+        show::advice(&endpoint.id, direction, &rule, &decision.decided_by, &decided_by)
     };
     let id = endpoint.id.clone();
     Check {

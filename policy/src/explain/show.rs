@@ -5,7 +5,7 @@ use std::fmt;
 use super::{Check, Decider, End, Explanation, PolicyReport, RuleReport, TierReport};
 use crate::eval::DecidedBy;
 use crate::model::{Action, Origin, TierEnd};
-use crate::packet::{Direction, Packet};
+use crate::packet::Direction;
 use crate::resource::{KUBE_ADMIN_TIER, KUBE_BASELINE_TIER};
 
 /// One sentence: what decided.
@@ -44,15 +44,14 @@ pub(super) fn reason(profiles: &[String], direction: Direction, decided: &Decide
     }
 }
 
-/// What would let the packet pass.
+/// What would let the packet pass; `rule` says what an Allow would have to match.
 pub(super) fn advice(
     who: &dyn fmt::Display,
     direction: Direction,
-    packet: &Packet,
+    rule: &str,
     decided: &DecidedBy,
     by: &Decider,
 ) -> Vec<String> {
-    let rule = allow_rule(direction, packet);
     match decided {
         DecidedBy::Rule { policy, index } => {
             let what = format!("{direction} rule {} of {policy}", index + 1);
@@ -88,17 +87,6 @@ pub(super) fn advice(
     }
 }
 
-fn allow_rule(direction: Direction, packet: &Packet) -> String {
-    let port = packet
-        .dst_port
-        .map(|port| format!(" port {port}"))
-        .unwrap_or_default();
-    match direction {
-        Direction::Ingress => format!("{}{port} from {}", packet.protocol, packet.src),
-        Direction::Egress => format!("{}{port} to {}", packet.protocol, packet.dst),
-    }
-}
-
 /// ` (file:line)`, or nothing.
 struct At<'a>(Option<&'a Origin>);
 
@@ -120,6 +108,16 @@ impl fmt::Display for Explanation {
         writeln!(f, "{}: {}", self.packet, verdict(self.allowed))?;
         writeln!(f, "  from {}", self.from)?;
         writeln!(f, "  to   {}", self.to)?;
+        if self.egress.is_none()
+            && self.ingress.is_none()
+            && self.hosts.is_empty()
+            && self.to.endpoint.is_none()
+        {
+            return writeln!(
+                f,
+                "\nneither end is a workload known here, and no host endpoint is asked: no policy is about this packet"
+            );
+        }
         for (check, direction, end) in [
             (&self.egress, Direction::Egress, "source"),
             (&self.ingress, Direction::Ingress, "destination"),

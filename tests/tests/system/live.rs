@@ -109,6 +109,28 @@ fn sends(rig: &Rig) -> anyhow::Result<()> {
                 .is_some_and(|sent| sent.ends_with("from this host")),
         "{answer:#}"
     );
+    // What goes nowhere never comes to policy, and that is neither one verdict nor the other.
+    let words = [
+        "explain",
+        "--from",
+        "a",
+        "--to",
+        "203.0.113.77",
+        "--port",
+        "9",
+        "--live",
+        "--send",
+        "-o",
+        "json",
+    ];
+    let answer: Value = serde_json::from_str(&rig.margay("h1", &words)?)?;
+    ensure!(
+        answer["agrees"].is_null()
+            && answer["comparison"]
+                .as_str()
+                .is_some_and(|said| said.contains("h1 has no route to 203.0.113.77")),
+        "{answer:#}"
+    );
     // What would have to be forged is not sent, and neither is what has no simple first packet.
     for (from, proto, why) in [
         ("198.51.100.1", "tcp", "neither a workload of node"),
