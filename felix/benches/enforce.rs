@@ -24,11 +24,13 @@ const IN_ONE: u32 = 1000;
 const CHANGES: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(25);
 
-const SCENARIOS: [(&str, fn()); 6] = [
+const SCENARIOS: [(&str, fn()); 8] = [
     ("member-of-network-sets", member_of_network_sets),
     ("member-of-workloads", member_of_workloads),
     ("policy-500-chains", policy_of_500),
     ("policy-10000-chains", policy_of_10000),
+    ("local-500-chains", local_of_500),
+    ("local-10000-chains", local_of_10000),
     ("from-nothing", from_nothing),
     ("restart-10000-chains", restart),
 ];
@@ -192,15 +194,20 @@ fn workloads(node: &mut Node, count: u32) {
         .expect("ip reads");
     assert!(ip.wait().expect("ip ends").success());
     for n in 0..count {
-        let name = format!("w{n}");
-        let metadata = json!({"name": name, "namespace": "default", "labels": {"app": format!("a{n}")}});
-        let spec = json!({"node": "n1", "orchestrator": "margay", "workload": name, "endpoint": "eth0",
-            "interfaceName": format!("cali{n}"), "ipNetworks": [format!("10.65.{}.{}/32", n / 256, n % 256)]});
-        node.put(
-            &format!("workloadendpoints/default/{name}"),
-            object("WorkloadEndpoint", metadata, spec),
-        );
+        local(node, n, n);
     }
+}
+
+/// Workload `n` of this node, of those that policies of `app` select.
+fn local(node: &mut Node, n: u32, app: u32) {
+    let name = format!("w{n}");
+    let metadata = json!({"name": name, "namespace": "default", "labels": {"app": format!("a{app}")}});
+    let spec = json!({"node": "n1", "orchestrator": "margay", "workload": name, "endpoint": "eth0",
+        "interfaceName": format!("cali{n}"), "ipNetworks": [format!("10.65.{}.{}/32", n / 256, n % 256)]});
+    node.put(
+        &format!("workloadendpoints/default/{name}"),
+        object("WorkloadEndpoint", metadata, spec),
+    );
 }
 
 /// Policy `n` of those that select workload `app`: `rules` peers at a port of the policy's own. Versions after the first
@@ -334,6 +341,42 @@ fn policy_of_10000() {
     node.report(&format!("5,000 policies of 16 rules, begun in {took:.1?}"));
     let times = node.timed(|node, n| policy(node, n % APPS, 3, RULES_EACH, n + 1));
     print("one policy edited (bar: p50 60 ms)", times);
+}
+
+/// The last workload goes and comes again, which others like it share their policies with.
+fn one_local(node: &mut Node, count: u32) {
+    let times = node.timed(|node, n| {
+        if n % 2 == 0 {
+            node.delete(&format!("workloadendpoints/default/w{}", count - 1));
+        } else {
+            local(node, count - 1, 0);
+        }
+    });
+    print("one workload of the node gone, or there again", times);
+}
+
+fn local_of_500() {
+    let mut node = Node::new();
+    workloads(&mut node, 51);
+    for app in 0..50 {
+        for n in 0..5 {
+            policy(&mut node, app, n, 10, 0);
+        }
+    }
+    local(&mut node, 50, 0);
+    let took = node.in_sync();
+    node.report(&format!("250 policies of 10 rules, begun in {took:.1?}"));
+    one_local(&mut node, 51);
+}
+
+fn local_of_10000() {
+    let mut node = Node::new();
+    workloads(&mut node, APPS + 1);
+    many_policies(&mut node);
+    local(&mut node, APPS, 0);
+    let took = node.in_sync();
+    node.report(&format!("5,000 policies of 16 rules, begun in {took:.1?}"));
+    one_local(&mut node, APPS + 1);
 }
 
 fn from_nothing() {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use felix::calc::{World, calculate};
 use felix::config::AgentConfig;
 use felix::nft::Engine;
-use felix::nft::ruleset::{Base, Chain, CtStates, Hook, Rule, Table, Verdict};
+use felix::nft::ruleset::{Base, Chain, CtStates, Hook, Rule, Statement, Table, Verdict};
 use felix::sys::netns::NetNs;
 use felix::sys::sysctl;
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
@@ -119,6 +119,22 @@ impl Path {
         let desired = calculate(&objects.world, &AgentConfig::new("n1"), &BTreeMap::new());
         assert!(desired.problems.is_empty(), "{:?}", desired.problems);
         self.apply(&desired.table);
+        self
+    }
+
+    /// With that table, of which no rule counts.
+    fn with_uncounted(self, objects: &Objects) -> Self {
+        let desired = calculate(&objects.world, &AgentConfig::new("n1"), &BTreeMap::new());
+        let mut table = Table::clone(&desired.table);
+        for chain in desired.table.chains.values() {
+            let mut chain = Chain::clone(chain);
+            for rule in &mut chain.rules {
+                rule.statements
+                    .retain(|statement| *statement != Statement::Counter);
+            }
+            table.add_chain(chain);
+        }
+        self.apply(&table);
         self
     }
 
@@ -284,13 +300,15 @@ fn established() {
         Path::new("no ruleset"),
         Path::new("tracking of connections alone").tracked(),
     ];
+    let objects = |workloads, policies| {
+        let objects = Objects::new().workloads(workloads);
+        objects.policies(policies, 1, Rules::Ports).open()
+    };
     for (workloads, policies) in cases {
-        let objects = Objects::new()
-            .workloads(workloads)
-            .policies(policies, 1, Rules::Ports)
-            .open();
-        paths.push(Path::new(format!("{workloads} workloads, {policies} policies")).with(&objects));
+        let name = format!("{workloads} workloads, {policies} policies");
+        paths.push(Path::new(name).with(&objects(workloads, policies)));
     }
+    paths.push(Path::new("10, 1, no rule counts").with_uncounted(&objects(10, 1)));
     let sockets: Vec<_> = paths.iter().map(Path::udp).collect();
     for ((from, to), path) in sockets.iter().zip(&paths) {
         to.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
@@ -372,6 +390,13 @@ fn first_packets() {
             paths.push(Path::new(format!("{} rules by {name}", policies * 10)).with(&objects));
             ports.push((FIRST_PORT + policies * 10 - 1) as u16);
         }
+    }
+    // Beside the first and the second of them.
+    for policies in [1, 1000] {
+        let objects = Objects::new().workloads(10).policies(policies, 10, Rules::Ports);
+        let name = format!("{} by ports, no rule counts", policies * 10);
+        paths.push(Path::new(name).with_uncounted(&objects));
+        ports.push((FIRST_PORT + policies * 10 - 1) as u16);
     }
     let sockets: Vec<_> = (paths.iter().zip(&ports))
         .map(|(path, port)| {
