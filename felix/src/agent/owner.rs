@@ -18,7 +18,7 @@ use crate::config::{AgentConfig, ROUTE_PROTOCOL};
 use crate::linkmon::{Event, Monitor};
 use crate::nft::ApplyError;
 use crate::reconcile::{Quarantine, Window};
-use crate::routetable::{Class, Target};
+use crate::routetable::{self, Class, Target};
 use crate::status::{EndpointStatus, Problem, RouteView, Status};
 use crate::sys::{links, memory, rtnl};
 
@@ -292,15 +292,19 @@ impl Owner {
         for event in events {
             match event {
                 Event::Link(link) => {
+                    let outward = self.is_outward(&link.name);
                     if self.kernel.link_seen(link) {
+                        self.doubt_next_hops(outward);
                         self.window.note(now);
                     }
                 }
                 Event::LinkGone(link) => {
+                    self.doubt_next_hops(self.is_outward(&link.name));
                     self.kernel.link_gone(&link);
                     self.window.note(now);
                 }
                 Event::Address { index } => {
+                    self.doubt_next_hops(self.leads_outward(index));
                     self.kernel.address_changed(index);
                     self.window.note(now);
                 }
@@ -308,8 +312,9 @@ impl Owner {
                     if protocol == ROUTE_PROTOCOL || self.kernel.routes.concerns(&key) {
                         let due = now.checked_add(self.config.repair_window);
                         self.repair = self.repair.or(due);
-                    } else if !self.kernel.routes.failures().is_empty() {
-                        // It may be the way to a next hop that was missing.
+                    } else if routetable::may_lead_to_next_hops(&key.prefix) {
+                        // It may be the way to a next hop.
+                        self.doubt_next_hops(true);
                         self.kernel.routes.retry();
                         self.window.note(now);
                     }
@@ -332,6 +337,7 @@ impl Owner {
                     tracing::warn!("netlink notifications were lost; reading everything");
                     self.kernel.counters.event_overruns += 1;
                     self.kernel.doubt();
+                    self.doubt_next_hops(true);
                     if let Err(error) = self.kernel.read_links() {
                         self.netlink_failed(&error);
                     }
@@ -339,6 +345,22 @@ impl Owner {
                 }
             }
         }
+    }
+
+    fn doubt_next_hops(&mut self, doubt: bool) {
+        if doubt {
+            self.kernel.routes.doubt_next_hops();
+        }
+    }
+
+    /// Whether an interface may lead to next hops. Those of workloads come and go all day.
+    fn is_outward(&self, name: &str) -> bool {
+        !name.starts_with(&self.config.interface_prefix)
+    }
+
+    fn leads_outward(&self, index: u32) -> bool {
+        let link = self.kernel.links.values().find(|link| link.index == index);
+        link.is_none_or(|link| self.is_outward(&link.name))
     }
 
     fn monitor_failed(&mut self, error: &io::Error) {
@@ -416,6 +438,7 @@ impl Owner {
 
     async fn audit_all(&mut self) {
         self.kernel.doubt();
+        self.kernel.routes.doubt_next_hops();
         let netlink = self
             .kernel
             .read_links()

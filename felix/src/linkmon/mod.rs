@@ -24,6 +24,8 @@ const SLICE: usize = 256;
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`,
 /// `RTNLGRP_IPV6_ROUTE`, `RTNLGRP_IPV4_NETCONF`, `RTNLGRP_IPV6_NETCONF` (`linux/rtnetlink.h`).
 const GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+/// Those of interfaces and their addresses among them.
+const LINK_GROUPS: [u32; 3] = [1, 5, 9];
 /// `RTM_NEWNETCONF` (`linux/rtnetlink.h`).
 const NEW_NETCONF: u16 = 80;
 /// `NETCONFA_IFINDEX`, and `NETCONFA_IFINDEX_ALL` as its value (`linux/netconf.h`).
@@ -82,11 +84,24 @@ impl Monitor {
     /// # Errors
     /// The kernel refused the socket or a subscription.
     pub fn open(own_port: u32) -> io::Result<Self> {
+        Self::of(&GROUPS, own_port)
+    }
+
+    /// Subscribes to interfaces and addresses alone. Where nobody listens to routes, the kernel makes no notification of each that is
+    /// written, which is a good part of writing it.
+    ///
+    /// # Errors
+    /// As [`Monitor::open`].
+    pub fn open_links(own_port: u32) -> io::Result<Self> {
+        Self::of(&LINK_GROUPS, own_port)
+    }
+
+    fn of(groups: &[u32], own_port: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         grow_receive_buffer(&socket, BUFFER);
         socket.bind(&SocketAddr::new(0, 0))?;
-        for group in GROUPS {
-            socket.add_membership(group)?;
+        for group in groups {
+            socket.add_membership(*group)?;
         }
         Ok(Self {
             listener: Listener::new(socket)?,

@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::nexthops::Found;
 use super::{Key, Path, ROUTE_PROTOCOL};
 
 /// Requests whose answers are the routes of our protocol, one per family. The kernel filters where it can
@@ -21,6 +22,36 @@ pub(super) fn dump_requests() -> [RouteNetlinkMessage; 2] {
         message.header.kind = RouteType::Unspec;
         message.header.scope = RouteScope::Universe;
         RouteNetlinkMessage::GetRoute(message)
+    })
+}
+
+/// The request whose answer is the route that the kernel has for an address: the entry of the table, not what a packet would be given.
+pub(super) fn lookup_request(address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    let (family, length) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.header.address_family = family;
+    message.header.destination_prefix_length = length;
+    message.header.kind = RouteType::Unspec;
+    message.header.flags = RouteFlags::FibMatch;
+    message
+        .attributes
+        .push(RouteAttribute::Destination(address.into()));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// The answer to it.
+pub(super) fn found(message: &RouteNetlinkMessage) -> Option<Found> {
+    let RouteNetlinkMessage::NewRoute(message) = message else {
+        return None;
+    };
+    let (key, path) = read(message)?;
+    Some(Found {
+        prefix: key.prefix,
+        protocol: message.header.protocol.into(),
+        path,
     })
 }
 

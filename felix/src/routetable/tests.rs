@@ -3,6 +3,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::route::{RouteScope, RouteType};
 
+use super::write::{STRIDE, resolve, stride};
 use super::*;
 
 fn net(text: &str) -> IpNetwork {
@@ -194,12 +195,12 @@ fn only_the_interface_that_was_asked_for_must_agree() {
 
 #[test]
 fn a_missing_interface_is_a_reason_and_not_an_error() {
-    let links = Links::new();
+    let (links, unknown) = (Links::new(), NextHops::default());
     assert_eq!(
-        resolve(&device("cali1"), &links),
+        resolve(&device("cali1"), &links, &unknown),
         Err("there is no interface cali1".to_owned())
     );
-    assert_eq!(resolve(&Target::Blackhole, &links), Ok(Path::Blackhole));
+    assert_eq!(resolve(&Target::Blackhole, &links, &unknown), Ok(Path::Blackhole));
 }
 
 #[test]
@@ -222,17 +223,18 @@ fn a_link_that_is_down_takes_its_next_hop_away_and_not_the_route() {
         address: "fe80::1".parse().unwrap(),
         interface: Some(name.to_owned()),
     };
+    let unknown = NextHops::default();
     let target = Target::NextHops([of_link("eth1"), of_link("eth2")].into());
     let address: Option<IpAddr> = Some("fe80::1".parse().unwrap());
     let both: Links = [link("eth1", 3, true), link("eth2", 4, true)].into();
     assert_eq!(
-        resolve(&target, &both),
+        resolve(&target, &both, &unknown),
         Ok(Path::via([(address, 3), (address, 4)]))
     );
     let one: Links = [link("eth1", 3, false), link("eth2", 4, true)].into();
-    assert_eq!(resolve(&target, &one), Ok(Path::via([(address, 4)])));
+    assert_eq!(resolve(&target, &one, &unknown), Ok(Path::via([(address, 4)])));
     let none: Links = [link("eth2", 4, false)].into();
-    assert!(resolve(&target, &none).is_err());
+    assert!(resolve(&target, &none, &unknown).is_err());
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod nexthops;
 mod node;
 mod packets;
 mod state;
@@ -18,7 +19,8 @@ use common::{in_namespace, no_program};
 fn main() {
     // Each test is several threads and processes that wait for packets; two at a time leave room on a small machine.
     common::run(Some(2), || {
-        common::trials(packets::TESTS.iter().chain(state::TESTS), why_not().as_deref())
+        let tests = packets::TESTS.iter().chain(state::TESTS).chain(nexthops::TESTS);
+        common::trials(tests, why_not().as_deref())
     });
 }
 

@@ -256,7 +256,7 @@ fn repair() {
     assert!(counters.route_repairs >= 4, "{counters:?}");
 }
 
-fn route(prefix: &str, hops: &[&str]) -> LearnedRoute {
+pub(crate) fn route(prefix: &str, hops: &[&str]) -> LearnedRoute {
     LearnedRoute {
         prefix: prefix.parse().unwrap(),
         next_hops: hops
@@ -275,7 +275,7 @@ fn route(prefix: &str, hops: &[&str]) -> LearnedRoute {
 }
 
 /// An uplink with a network behind it.
-fn uplink() -> felix::sys::netns::NetNs {
+pub(crate) fn uplink() -> felix::sys::netns::NetNs {
     let router = namespace();
     run(
         "ip",
@@ -291,7 +291,7 @@ fn uplink() -> felix::sys::netns::NetNs {
     router
 }
 
-fn learned_routes() -> String {
+pub(crate) fn learned_routes() -> String {
     let v4 = run("ip", &["-4", "route", "show", "proto", "109"]);
     let v6 = run("ip", &["-6", "route", "show", "proto", "109"]);
     let mut lines: Vec<String> = v4

@@ -1,8 +1,9 @@
 //! Learned routes into the main table, by felix's writer of routes: the same protocol number, metric and next-hop handling as
 //! the node daemon's, on a thread of its own.
 //!
-//! Batches coalesce: what has arrived while the last was written is one netlink batch. Nobody watches the kernel here; links
-//! and routes are looked at anew every [`AUDIT`], and what somebody removed meanwhile is written again.
+//! Batches coalesce: what has arrived while the last was written is one netlink batch. Interfaces and their addresses are watched, because
+//! routes and next hops go with them. Routes are not, which would make each of them dearer; they are looked at anew every [`AUDIT`], and what
+//! somebody removed meanwhile is written again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bgpd::RouteChange;
+use felix::linkmon::{Event, Monitor};
 use felix::routetable::{self, Class, Links, RouteTable, Target};
 use felix::sys::links;
 use felix::sys::rtnl::{Error, Rtnl};
@@ -25,6 +27,8 @@ enum Told {
     /// Prefixes, and where they lead now; the same target is mostly the same allocation.
     Changes(Vec<(IpNetwork, Option<Arc<Target>>)>),
     InSync,
+    /// Something happened to interfaces or addresses.
+    Happened(Vec<Event>),
 }
 
 /// The writer. When it is dropped it stops; the kernel keeps the routes.
@@ -36,16 +40,20 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// Opens the kernel's side and adopts what an earlier speaker left.
+    /// Opens the kernel's side and adopts what an earlier speaker left. Must be called within a tokio runtime.
     pub(super) fn start() -> anyhow::Result<Self> {
         let mut writer = Writer {
             rtnl: Rtnl::open().context("cannot open a route socket")?,
             routes: RouteTable::new(),
             audited: Instant::now(),
+            audit_due: false,
             names_interfaces: false,
         };
+        // First: what happens while routes are listed is heard.
+        let monitor = Monitor::open_links(writer.rtnl.port()).context("cannot watch interfaces")?;
         let left = writer.audit().context("cannot list routes")?;
         let (told, inbox) = channel();
+        tokio::spawn(watch(monitor, told.clone()));
         std::thread::Builder::new()
             .name("routes".into())
             .spawn(move || writer.run(&inbox))?;
@@ -87,10 +95,27 @@ impl Kernel {
     }
 }
 
+async fn watch(mut monitor: Monitor, told: Sender<Told>) {
+    loop {
+        match monitor.next().await {
+            Ok(events) => {
+                if told.send(Told::Happened(events)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "interfaces are no longer watched; routes are looked at now and then");
+                return;
+            }
+        }
+    }
+}
+
 struct Writer {
     rtnl: Rtnl,
     routes: RouteTable,
     audited: Instant,
+    audit_due: bool,
     /// A next hop has named an interface, so these must be known.
     names_interfaces: bool,
 }
@@ -143,12 +168,27 @@ impl Writer {
                 }
             }
             Told::InSync => self.routes.learned_in_sync(),
+            Told::Happened(events) => {
+                for event in events {
+                    match event {
+                        Event::Link(link) if link.up => self.routes.interface_changed(&link.name),
+                        Event::Link(link) | Event::LinkGone(link) => {
+                            self.routes.interface_down(link.index);
+                            self.routes.interface_changed(&link.name);
+                        }
+                        Event::Overrun => self.audit_due = true,
+                        _ => self.routes.retry(),
+                    }
+                }
+                self.routes.doubt_next_hops();
+            }
         }
     }
 
     fn write(&mut self) -> Result<(), Error> {
-        if self.audited.elapsed() >= AUDIT {
+        if std::mem::take(&mut self.audit_due) || self.audited.elapsed() >= AUDIT {
             self.audit()?;
+            self.routes.doubt_next_hops();
         }
         if self.routes.is_dirty() {
             // Most next hops are addresses that the kernel finds by itself.
