@@ -1,6 +1,6 @@
 //! The owner of the [`Speaker`]: one loop, one batch per turn.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::recorder::Recorder;
 use super::session::{Driver, FromSession, Report, ToSession};
 use super::sockopt;
 use super::stations::{Connected, Stations};
-use crate::config::{PeerConfig, Secret, SpeakerConfig, Ttl};
+use crate::config::{Family, PeerConfig, Secret, SpeakerConfig, Ttl};
 use crate::fsm::{self, ConnId, Identity, Retain, Session, SessionEvent};
 use crate::rib::table::PeerIndex;
 use crate::speaker::{Order, Speaker};
@@ -74,6 +74,8 @@ struct Owner {
     finishing: Vec<tokio::task::JoinHandle<()>>,
     listeners: Vec<Listener>,
     stations: Stations,
+    /// Stations that have yet to be told what these peers were given, by the life of their connection.
+    telling: VecDeque<(u64, BTreeSet<(PeerIndex, Family)>)>,
     recorder: Arc<Recorder>,
     reports: mpsc::Sender<FromSession>,
     accepted: mpsc::Sender<(TcpStream, SocketAddr)>,
@@ -118,6 +120,7 @@ pub(super) fn spawn(config: SpeakerConfig) -> Result<(Handle, mpsc::Receiver<Eve
         finishing: Vec::new(),
         listeners: Vec::new(),
         stations: Stations::new(connected),
+        telling: VecDeque::new(),
         recorder: Arc::default(),
         reports,
         accepted,
@@ -223,6 +226,7 @@ impl Owner {
                     self.speaker.locate(&interface, address);
                 }
                 Some(connected) = inboxes.connected.recv() => self.station_connected(connected),
+                () = std::future::ready(()), if !self.telling.is_empty() => self.tell_given(),
                 () = timer => {
                     let now = Instant::now();
                     self.speaker.handle_timeout(now);
@@ -258,15 +262,27 @@ impl Owner {
             self.speaker.monitor(self.stations.parts());
             let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let tables = self.speaker.monitored_tables(parts, name.trim(), since_1970());
-            let given = if parts.adj_rib_out {
-                self.speaker.given_tables(since_1970())
-            } else {
-                Vec::new()
-            };
-            self.stations.tell_first(life, tables, given);
+            self.stations.tell_first(life, tables);
+            self.telling.retain(|(of, _)| *of != life);
+            if parts.adj_rib_out {
+                self.telling.push_back((life, self.speaker.sessions()));
+            }
             if parts.pre_policy {
                 self.speaker.ask_peers_again();
             }
+        }
+    }
+
+    /// One update group of what a station has yet to be told: a walk over a table, with other things in between.
+    fn tell_given(&mut self) {
+        let Some((life, mut wanted)) = self.telling.pop_front() else {
+            return;
+        };
+        // What was sent until now comes first.
+        self.tell_stations();
+        let given = self.speaker.given_tables(&mut wanted, since_1970());
+        if self.stations.tell_given(life, given) && !wanted.is_empty() {
+            self.telling.push_back((life, wanted));
         }
     }
 

@@ -124,16 +124,24 @@ impl Stations {
         Some((link.life, link.station.parts))
     }
 
-    /// The first telling: sessions and tables, and what peers have been given.
-    pub(super) fn tell_first(&self, life: u64, tables: Bytes, given: Vec<GivenTable>) {
+    /// The first telling.
+    pub(super) fn tell_first(&self, life: u64, tables: Bytes) {
         let link = self.links.iter().find(|link| link.life == life);
         if let Some(feed) = link.and_then(|link| link.feed.as_ref()) {
             // A task that is gone comes back with a new feed.
             let _ = feed.chunks.send(Chunk::Bytes(tables, 0));
-            for table in given {
-                let _ = feed.chunks.send(Chunk::Given(Box::new(table)));
-            }
         }
+    }
+
+    /// What peers had been given. False when that station is gone.
+    pub(super) fn tell_given(&self, life: u64, given: Vec<GivenTable>) -> bool {
+        let link = self.links.iter().find(|link| link.life == life);
+        let Some(feed) = link.and_then(|link| link.feed.as_ref()) else {
+            return false;
+        };
+        given
+            .into_iter()
+            .all(|table| feed.chunks.send(Chunk::Given(Box::new(table))).is_ok())
     }
 
     /// What happened since. True when a station was lost by it.

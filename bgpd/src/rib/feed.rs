@@ -135,16 +135,24 @@ impl Rib {
         entries
     }
 
-    /// What every member of every group was given so far or is about to be: the table as it stands. One walk for each group.
-    pub(crate) fn given(&mut self) -> Vec<(PeerIndex, Family, Given)> {
+    /// What peers were given so far or are about to be: the table as it stands. One walk, for all members of one group among `wanted`,
+    /// which are taken out of it; nothing when nobody is left there.
+    pub(crate) fn given(
+        &mut self,
+        wanted: &mut BTreeSet<(PeerIndex, Family)>,
+    ) -> Vec<(PeerIndex, Family, Given)> {
         self.flush();
-        let mut all = Vec::new();
-        for index in 0..self.groups.len() {
+        while let Some((first, family)) = wanted.pop_first() {
+            let Some(index) = self.group_of(first, family) else {
+                continue;
+            };
             let Some(group) = self.groups.get(index).and_then(Option::as_ref) else {
                 continue;
             };
-            let family = group.key.family;
-            let mut members: Vec<PeerIndex> = group.members.keys().copied().collect();
+            let members = group.members.keys().copied();
+            let mut members: Vec<PeerIndex> = members
+                .filter(|peer| *peer == first || wanted.remove(&(*peer, family)))
+                .collect();
             members.sort_unstable();
             // An older walk would have to be followed by the log from there on.
             let fresh = group.shared_snapshot().filter(|(_, at)| *at == group.end());
@@ -152,12 +160,13 @@ impl Rib {
                 Some((entries, _)) => entries,
                 None => Arc::new(self.walk(index)),
             };
-            all.extend(members.into_iter().map(|peer| {
+            let given = |peer| {
                 let entries = Arc::clone(&entries);
                 (peer, family, Given { entries, peer })
-            }));
+            };
+            return members.into_iter().map(given).collect();
         }
-        all
+        Vec::new()
     }
 
     /// Moves a peer to another group because something that changes bytes was reconfigured; only the difference is sent.

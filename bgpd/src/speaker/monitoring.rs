@@ -3,7 +3,7 @@
 //! Nothing here costs anything while no station is connected. Paths that wait for a peer's return are not told: for a station
 //! they went with the session.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -202,10 +202,24 @@ impl Speaker {
         out.freeze()
     }
 
-    /// What the peers have been given until now, for a station that has just come; what they are given from now on follows by
-    /// [`Speaker::take_monitored`]. A peer that lags behind may be told there what it was told here, and in the end both say the same.
-    pub fn given_tables(&mut self, time: Duration) -> Vec<GivenTable> {
-        let given = self.rib.given().into_iter();
+    /// The sessions and their families as they stand.
+    pub fn sessions(&self) -> BTreeSet<(PeerIndex, Family)> {
+        let up = self.peers.iter().filter_map(|(index, peer)| {
+            let (_, negotiated) = peer.session.as_ref()?;
+            Some(negotiated.families.iter().map(|family| (*index, *family)))
+        });
+        up.flatten().collect()
+    }
+
+    /// What peers have been given until now, for a station that has just come: those of one update group at a time, which are taken out of
+    /// `wanted`. What they are given from now on follows by [`Speaker::take_monitored`]. A peer that lags behind may be told
+    /// there what it was told here, and in the end both say the same.
+    pub fn given_tables(
+        &mut self,
+        wanted: &mut BTreeSet<(PeerIndex, Family)>,
+        time: Duration,
+    ) -> Vec<GivenTable> {
+        let given = self.rib.given(wanted).into_iter();
         given
             .filter_map(|(index, family, given)| {
                 let peer = self.peers.get(&index)?;

@@ -85,6 +85,10 @@ impl Session {
             .filter(|c| c.state != State::Established && c.negotiated.as_ref().is_some_and(|n| n.bfd_strict));
         let ids: Vec<(ConnId, Option<Pending>)> = strict.map(|c| (c.id, c.pending)).collect();
         for (id, pending) in ids {
+            // What one of them comes to may have closed the other.
+            if self.connection(id).is_none() {
+                continue;
+            }
             match (path, pending) {
                 // §8.5.2, §8.6.2.
                 (PathState::Down, _) => {
