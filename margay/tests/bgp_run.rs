@@ -20,13 +20,14 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(30);
 const INSIDE: &str = "MARGAY_BGP_RUN_CASE";
 
-const CASES: [(&str, fn()); 4] = [
+const CASES: [(&str, fn()); 5] = [
     ("routes_reach_the_kernel_and_survive_reload_and_restart", life),
     (
         "a_link_without_addresses_carries_both_families_into_the_kernel",
         without_addresses,
     ),
     ("a_file_with_a_mistake_starts_nothing", mistake),
+    ("a_forgotten_policy_is_seen_and_everything_is_recorded", forgotten),
     (READ_BY_GOBGP, told_to_others),
 ];
 
@@ -647,4 +648,101 @@ fn read_by_gobgp(folder: &Path, file: &Path) {
     }
     gobgpd.kill().unwrap();
     gobgpd.wait().unwrap();
+}
+
+/// RFC 8212: the session is up and empty, and says why until somebody says what may pass. All of it is in the recording.
+fn forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    run("ip link set lo up");
+    run("ip addr add 10.9.0.1/32 dev lo");
+    run("ip addr add 10.9.0.2/32 dev lo");
+    let mut a = Speaker::new(folder.path(), "a", None);
+    let mut b = Speaker::new(folder.path(), "b", None);
+    let recorded = folder.path().join("mrt");
+    let without_policy = format!(
+        r#"
+router-id = "10.9.0.1"
+asn = 65000
+listen = ["10.9.0.1:179"]
+[mrt]
+directory = "{}"
+[[neighbor]]
+address = "10.9.0.2"
+asn = 65002
+passive = true
+"#,
+        recorded.display()
+    );
+    std::fs::write(&a.file, &without_policy).unwrap();
+    std::fs::write(
+        &b.file,
+        r#"
+router-id = "10.9.0.2"
+asn = 65002
+listen = []
+[[originate]]
+prefix = "198.51.100.0/25"
+[[neighbor]]
+address = "10.9.0.1"
+local-address = "10.9.0.2"
+asn = 65000
+connect-retry = 1
+import = "accept"
+export = "accept"
+"#,
+    )
+    .unwrap();
+    a.start();
+    b.start();
+    let peer = |a: &Speaker| a.ask(&["summary"]).map(|summary| summary["peers"][0].clone());
+    until("a route was refused", || {
+        peer(&a).is_some_and(|peer| peer["received"] == 1)
+    });
+    assert_eq!(
+        peer(&a).unwrap()["closed"],
+        serde_json::json!({"import": "no-policy", "export": "no-policy"})
+    );
+    let table = a.tell(&["summary"]);
+    let said =
+        "(policy)  (policy)    no import or export policy: no route passes to or from another AS (RFC 8212)";
+    assert!(table.contains(said), "{table}");
+    assert!(table.contains("messages are recorded in "), "{table}");
+    assert!(a.tell(&["neighbors"]).contains("no import or export policy"));
+    let refused = a.ask(&["routes", "rejected"]).unwrap();
+    assert_eq!(refused[0]["reason"], "no import policy (RFC 8212)");
+
+    let established = a.neighbor().unwrap()["establishedCount"].clone();
+    std::fs::write(
+        &a.file,
+        format!("{without_policy}import = \"accept\"\nexport = \"accept\"\n"),
+    )
+    .unwrap();
+    a.signal(nix::sys::signal::Signal::SIGHUP);
+    until("the route is taken", || {
+        peer(&a).is_some_and(|peer| peer["accepted"] == 1 && peer.get("closed").is_none())
+    });
+    assert_eq!(a.neighbor().unwrap()["establishedCount"], established);
+    b.stop();
+    a.stop();
+
+    // Records one behind another, each as long as it says (RFC 6396 §2, §4.4): types and subtypes in their order.
+    let files: Vec<PathBuf> = std::fs::read_dir(&recorded)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let [file] = &files[..] else { panic!("{files:?}") };
+    let bytes = std::fs::read(file).unwrap();
+    let mut rest = &bytes[..];
+    let mut kinds = Vec::new();
+    while let Some((head, tail)) = rest.split_first_chunk::<12>() {
+        let number = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+        let length = u32::from_be_bytes([head[8], head[9], head[10], head[11]]) as usize;
+        kinds.push((number(4), number(6)));
+        rest = &tail[length..];
+    }
+    assert!(rest.is_empty());
+    // Received, sent, and states.
+    for wanted in [(17, 4), (17, 7), (17, 5)] {
+        assert!(kinds.contains(&wanted), "{wanted:?} in {kinds:?}");
+    }
 }
