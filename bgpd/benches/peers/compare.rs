@@ -21,11 +21,12 @@ pub(crate) struct Usage {
     pub(crate) own: Option<f64>,
 }
 
-/// One thing measured; without seconds it failed.
+/// One thing measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) what: String,
-    pub(crate) seconds: Option<f64>,
+    /// How long it took, or how far the device came when there was no more patience.
+    pub(crate) seconds: Result<f64, String>,
     pub(crate) usage: Usage,
 }
 
@@ -33,16 +34,22 @@ impl Row {
     /// To the outer process.
     pub(crate) fn tell(&self) {
         let Usage { cpu, peak, now, own } = self.usage;
-        let numbers = [self.seconds, cpu, peak, now, own];
+        let numbers = [cpu, peak, now, own];
         let numbers = numbers.map(|number| number.map_or("-".to_owned(), |number| number.to_string()));
-        println!("{}\t{}", self.what, numbers.join("\t"));
+        let seconds = match &self.seconds {
+            Ok(seconds) => seconds.to_string(),
+            Err(why) => why.clone(),
+        };
+        println!("{}\t{seconds}\t{}", self.what, numbers.join("\t"));
     }
 
     fn hear(line: &str) -> Option<Self> {
         let mut words = line.split('\t');
         let what = words.next()?.to_owned();
+        let seconds = words.next()?;
+        let seconds = seconds.parse().map_err(|_| seconds.to_owned());
         let numbers: Vec<Option<f64>> = words.map(|word| word.parse().ok()).collect();
-        let [seconds, cpu, peak, now, own] = numbers[..] else {
+        let [cpu, peak, now, own] = numbers[..] else {
             return None;
         };
         Some(Self {
@@ -53,9 +60,9 @@ impl Row {
     }
 
     fn print(&self, device: &str, beside: &str) {
-        let seconds = match self.seconds {
-            Some(seconds) => format!("{seconds:10.4} s"),
-            None => "      failed".to_owned(),
+        let seconds = match &self.seconds {
+            Ok(seconds) => format!("{seconds:10.4} s"),
+            Err(why) => format!("      failed: {why};"),
         };
         let Usage { cpu, peak, now, own } = self.usage;
         let mut more = String::new();
@@ -97,7 +104,7 @@ pub(crate) fn run(scenario: &str, size: &str, devices: &str, rounds: usize) -> b
                 let same = first.iter().find(|other| other.what == row.what);
                 let ratio = |of: fn(&Row) -> Option<f64>| same.and_then(|same| Some(of(&row)? / of(same)?));
                 let ratios = [
-                    ("time", ratio(|row| row.seconds)),
+                    ("time", ratio(|row| row.seconds.clone().ok())),
                     (
                         "cpu",
                         ratio(|row| row.usage.cpu).filter(|ratio| ratio.is_finite()),
@@ -148,7 +155,7 @@ fn one(words: [&str; 3], rows: &mut Vec<Row>) -> bool {
         match inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => match Row::hear(&line) {
                 Some(row) => {
-                    sound &= row.seconds.is_some();
+                    sound &= row.seconds.is_ok();
                     row.print(words[2], "");
                     rows.push(row);
                 }
@@ -173,7 +180,7 @@ fn one(words: [&str; 3], rows: &mut Vec<Row>) -> bool {
     sound
 }
 
-/// The median of each number of each row, in the order of the rows. A row that failed once has no time.
+/// The median of each number of each row, in the order of the rows. A row that failed once has no time, but what it came to.
 fn medians(rows: &[Row]) -> Vec<Row> {
     let mut found: Vec<Row> = Vec::new();
     for row in rows {
@@ -193,7 +200,10 @@ fn medians(rows: &[Row]) -> Vec<Row> {
         };
         found.push(Row {
             what: row.what.clone(),
-            seconds: median(|row| row.seconds),
+            seconds: same.iter().find_map(|row| row.seconds.clone().err()).map_or_else(
+                || median(|row| row.seconds.clone().ok()).ok_or_else(String::new),
+                Err,
+            ),
             usage: Usage {
                 cpu: median(|row| row.usage.cpu),
                 peak: median(|row| row.usage.peak),

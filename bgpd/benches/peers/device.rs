@@ -2,9 +2,16 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::peers::address;
 
@@ -167,6 +174,32 @@ impl Device {
             number.unwrap_or(0.0) / 1024.0
         };
         self.processes().into_iter().map(of).sum()
+    }
+
+    /// When routes come into the IPv4 FIB, from here on.
+    pub(crate) fn watch_fib(&self) -> UnboundedReceiver<Instant> {
+        let namespace = fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
+        let (sender, inbox) = unbounded_channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            let kind = (AddressFamily::Netlink, SockType::Raw, SockFlag::empty());
+            let socket = socket(kind.0, kind.1, kind.2, SockProtocol::NetlinkRoute).unwrap();
+            let groups = 1 << (libc::RTNLGRP_IPV4_ROUTE - 1);
+            bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups)).unwrap();
+            ready.send(()).unwrap();
+            let mut bytes = [0; 8192];
+            // Until nobody listens; at the latest with the process.
+            while recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()).is_ok() {
+                let now = Instant::now();
+                let kind = u16::from_ne_bytes([bytes[4], bytes[5]]);
+                if kind == libc::RTM_NEWROUTE && sender.send(now).is_err() {
+                    return;
+                }
+            }
+        });
+        is_ready.recv().unwrap();
+        inbox
     }
 
     /// Prefixes in the IPv4 FIB.

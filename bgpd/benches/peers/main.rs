@@ -21,6 +21,7 @@ mod peers;
 mod routes;
 
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use compare::Usage;
@@ -31,8 +32,13 @@ use routes::Routes;
 const INSIDE: &str = "MARGAY_BENCH_INSIDE";
 /// Routes of each client of a reflector.
 const EACH: usize = 100;
+/// Routes that come into the FIB one at a time, after all others.
+const SINGLE: usize = 51;
 /// A device that has not done it by then has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+static PATIENCE: LazyLock<Duration> = LazyLock::new(|| {
+    let said = std::env::var("BENCH_PATIENCE").ok();
+    Duration::from_secs(said.and_then(|text| text.parse().ok()).unwrap_or(60))
+});
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args()
@@ -73,13 +79,13 @@ fn inside(scenario: &str, size: usize, device: &str) {
             "inject-dense" => inject(device, &Routes::dense(size), "dense").await,
             "inject-dfz" => inject(device, &Routes::dfz(size), "dfz").await,
             "reflector" => reflector(device, size).await,
-            "kernel" => kernel(device, &Routes::dense(size)).await,
+            "kernel" => kernel(device, &Routes::dense(size + SINGLE)).await,
             other => panic!("no scenario {other}"),
         }
     }));
 }
 
-fn say(what: &str, seconds: Option<f64>, usage: Usage) {
+fn say(what: &str, seconds: Result<f64, String>, usage: Usage) {
     compare::Row {
         what: what.to_owned(),
         seconds,
@@ -111,7 +117,7 @@ async fn inject(name: &str, routes: &Routes, kind: &str) {
 
     let (start, cpu) = (Instant::now(), device.cpu());
     peers.send(0, announce);
-    let done = peers.until(&[(1, routes.len())], PATIENCE).await;
+    let done = peers.until(&[(1, routes.len())], *PATIENCE).await;
     say(
         &what("announce"),
         done.map(|at| (at - start).as_secs_f64()),
@@ -121,7 +127,7 @@ async fn inject(name: &str, routes: &Routes, kind: &str) {
 
     let (start, cpu) = (Instant::now(), device.cpu());
     peers.send(0, withdraw);
-    let done = peers.until(&[(1, 0)], PATIENCE).await;
+    let done = peers.until(&[(1, 0)], *PATIENCE).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     say(
         &what("withdraw"),
@@ -130,7 +136,7 @@ async fn inject(name: &str, routes: &Routes, kind: &str) {
     );
 }
 
-/// Routes into the FIB of the device's namespace.
+/// Routes into the FIB of the device's namespace, and out of it; in between single ones. The last [`SINGLE`] are those.
 async fn kernel(name: &str, routes: &Routes) {
     let mut device = Device::start(name, Scenario::Kernel);
     let mut peers = Peers::new(routes, 0);
@@ -141,23 +147,67 @@ async fn kernel(name: &str, routes: &Routes) {
     // A speaker that has just started deletes nothing before it knows everything; that is over by then.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let base = device.fib();
-    for (verb, bytes, wanted) in [
-        ("into the FIB", routes.announce(0, 65001), base + routes.len()),
-        ("out of it", routes.withdraw(), base),
-    ] {
-        let (start, cpu) = (Instant::now(), device.cpu());
+    let many = routes.len() - SINGLE;
+
+    let (start, cpu) = (Instant::now(), device.cpu());
+    peers.send(0, routes.announce_some(0, 65001, 0..many));
+    let done = fib(&device, base, many).await;
+    let there = done.is_ok();
+    say(
+        &format!("kernel {many} into the FIB"),
+        done.map(|at| (at - start).as_secs_f64()),
+        usage(&device, cpu),
+    );
+    if !there {
+        return;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    let mut watch = device.watch_fib();
+    let (mut times, mut late) = (Vec::new(), None);
+    for number in many..routes.len() {
+        let bytes = routes.announce_some(0, 65001, number..number + 1);
+        let start = Instant::now();
         peers.send(0, bytes);
-        let mut done = None;
-        while done.is_none() && start.elapsed() < PATIENCE {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            done = (device.fib() == wanted).then(Instant::now);
+        match tokio::time::timeout(*PATIENCE, watch.recv()).await {
+            Ok(Some(at)) => times.push((at - start).as_secs_f64()),
+            _ => {
+                late = Some(format!("not within {} s", PATIENCE.as_secs()));
+                break;
+            }
         }
-        let what = format!("kernel {} {verb}", routes.len());
-        say(
-            &what,
-            done.map(|at| (at - start).as_secs_f64()),
-            usage(&device, cpu),
-        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(watch);
+    let single = late.map_or_else(|| Ok(median(&mut times)), Err);
+    say("one more route, BGP to FIB, p50", single, Usage::default());
+
+    let (start, cpu) = (Instant::now(), device.cpu());
+    peers.send(0, routes.withdraw());
+    let done = fib(&device, base, 0).await;
+    say(
+        &format!("kernel {} out of it", routes.len()),
+        done.map(|at| (at - start).as_secs_f64()),
+        usage(&device, cpu),
+    );
+}
+
+/// When the FIB had so many routes more than `base`, or how many it has.
+async fn fib(device: &Device, base: usize, wanted: usize) -> Result<Instant, String> {
+    let deadline = Instant::now() + *PATIENCE;
+    loop {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let is = device.fib().saturating_sub(base);
+        let now = Instant::now();
+        if is == wanted {
+            return Ok(now);
+        }
+        if now > deadline {
+            return Err(format!(
+                "{is} routes, not {wanted}, after {} s",
+                PATIENCE.as_secs()
+            ));
+        }
     }
 }
 
@@ -170,13 +220,17 @@ async fn reflector(name: &str, clients: usize) {
     for client in 0..clients {
         peers.start(client, 65000);
     }
-    let up = peers.all_up(clients, PATIENCE).await;
+    let up = peers.all_up(clients, *PATIENCE).await;
     device.assert_alive();
+    let all_are_up = up.is_ok();
     say(
         &format!("{clients} sessions up after a start"),
         up.map(|at| (at - started).as_secs_f64()),
         usage(&device, 0.0),
     );
+    if !all_are_up {
+        return;
+    }
     peers.settle().await;
 
     let own = |client: usize| client * EACH..(client + 1) * EACH;
@@ -189,20 +243,22 @@ async fn reflector(name: &str, clients: usize) {
         peers.send(client, bytes);
     }
     let everybody: Vec<(usize, usize)> = (0..clients).map(|client| (client, full)).collect();
-    let done = peers.until(&everybody, PATIENCE).await;
+    let done = peers.until(&everybody, *PATIENCE).await;
     let what = format!("{clients} x {EACH} converge");
+    let converged = done.is_ok();
     say(
         &what,
         done.map(|at| (at - start).as_secs_f64()),
         usage(&device, cpu),
     );
-    if done.is_none() {
+    if !converged {
         return;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     // One route goes and comes back, at a moment when nothing else happens.
     let (mut gone, mut back) = (Vec::new(), Vec::new());
+    let mut late = None;
     let cpu = device.cpu();
     let rounds = 25.min(clients);
     'rounds: for round in 0..rounds {
@@ -216,28 +272,30 @@ async fn reflector(name: &str, clients: usize) {
             let start = Instant::now();
             peers.send(who, bytes);
             let wanted: Vec<(usize, usize)> = others.iter().map(|client| (*client, count)).collect();
-            let Some(done) = peers.until(&wanted, PATIENCE).await else {
-                times.clear();
-                break 'rounds;
-            };
-            times.push((done - start).as_secs_f64());
+            match peers.until(&wanted, *PATIENCE).await {
+                Ok(done) => times.push((done - start).as_secs_f64()),
+                Err(why) => {
+                    late = Some(why);
+                    break 'rounds;
+                }
+            }
             tokio::time::sleep(Duration::from_millis(60)).await;
         }
     }
     let cpu = (device.cpu() - cpu) / (2 * rounds) as f64;
+    let p50 = |times: &mut [f64], late: &Option<String>| late.clone().map_or_else(|| Ok(median(times)), Err);
     say(
         "one withdrawal to all others, p50",
-        median(&mut gone),
+        p50(&mut gone, &late),
         Usage::default(),
     );
-    let done = median(&mut back);
     // Of one event, on average.
     let used = Usage {
-        cpu: done.map(|_| cpu),
+        cpu: late.is_none().then_some(cpu),
         ..Usage::default()
     };
-    say("one announcement to all others, p50", done, used);
-    if done.is_none() {
+    say("one announcement to all others, p50", p50(&mut back, &late), used);
+    if late.is_some() {
         return;
     }
 
@@ -246,49 +304,49 @@ async fn reflector(name: &str, clients: usize) {
     let mut joined = Vec::new();
     for _ in 0..3 {
         match flap(&mut peers, &routes, clients).await {
-            Some((away, again)) => {
+            Ok((away, again)) => {
                 lost.push(away);
                 joined.push(again);
             }
-            None => {
-                lost.clear();
-                joined.clear();
+            Err(why) => {
+                late = Some(why);
                 break;
             }
         }
     }
     say(
         "reset of one, withdrawn at all, p50",
-        median(&mut lost),
+        p50(&mut lost, &late),
         Usage::default(),
     );
     say(
         "table to one that comes back, p50",
-        median(&mut joined),
+        p50(&mut joined, &late),
         usage(&device, 0.0),
     );
 }
 
 /// The first client is reset and comes back. Until its routes are gone at all others, and until it has the table again.
-async fn flap(peers: &mut Peers, routes: &Routes, clients: usize) -> Option<(f64, f64)> {
+async fn flap(peers: &mut Peers, routes: &Routes, clients: usize) -> Result<(f64, f64), String> {
     let full = (clients - 1) * EACH;
     let others: Vec<(usize, usize)> = (1..clients).map(|client| (client, full - EACH)).collect();
     let start = Instant::now();
     peers.reset(0);
-    let lost = (peers.until(&others, PATIENCE).await? - start).as_secs_f64();
+    let lost = (peers.until(&others, *PATIENCE).await? - start).as_secs_f64();
     tokio::time::sleep(Duration::from_millis(200)).await;
     // From the handshake's end: how soon a speaker lets somebody in again is a matter of its timers.
     peers.start(0, 65000);
-    let start = peers.all_up(clients, PATIENCE).await?;
-    let done = peers.until(&[(0, full)], PATIENCE).await?;
+    let start = peers.all_up(clients, *PATIENCE).await?;
+    let done = peers.until(&[(0, full)], *PATIENCE).await?;
     let joined = done.saturating_duration_since(start).as_secs_f64();
     peers.send(0, routes.announce_some(0, 65000, 0..EACH));
     let all: Vec<(usize, usize)> = (0..clients).map(|client| (client, full)).collect();
-    peers.until(&all, PATIENCE).await?;
-    Some((lost, joined))
+    peers.until(&all, *PATIENCE).await?;
+    Ok((lost, joined))
 }
 
-fn median(times: &mut [f64]) -> Option<f64> {
+/// Of at least one.
+fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied()
+    times[times.len() / 2]
 }

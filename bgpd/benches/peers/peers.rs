@@ -100,20 +100,22 @@ impl Peers {
 
     pub(crate) async fn connect(&mut self, peer: usize, asn: u32) {
         self.start(peer, asn);
-        let up = self.all_up(peer + 1, super::PATIENCE).await;
-        assert!(up.is_some(), "the device does not let peer {peer} in");
+        let up = self.all_up(peer + 1, *super::PATIENCE).await;
+        assert!(up.is_ok(), "the device does not let peer {peer} in");
     }
 
-    /// When the last of so many sessions was established.
-    pub(crate) async fn all_up(&self, count: usize, patience: Duration) -> Option<Instant> {
+    /// When the last of so many sessions was established, or how many are.
+    pub(crate) async fn all_up(&self, count: usize, patience: Duration) -> Result<Instant, String> {
         let deadline = tokio::time::Instant::now() + patience;
         loop {
-            if self.shared.borrow().up == count {
-                return self.shared.borrow().last_up;
+            let Shared { up, last_up, .. } = *self.shared.borrow();
+            if let Some(at) = last_up
+                && up == count
+            {
+                return Ok(at);
             }
-            tokio::time::timeout_at(deadline, self.changed.notified())
-                .await
-                .ok()?;
+            let changed = tokio::time::timeout_at(deadline, self.changed.notified()).await;
+            changed.map_err(|_| format!("{up} of {count} sessions within {} s", patience.as_secs()))?;
         }
     }
 
@@ -138,8 +140,12 @@ impl Peers {
         shared.heard[peer].up = false;
     }
 
-    /// When the last of these peers had so many of the prefixes.
-    pub(crate) async fn until(&mut self, wanted: &[(usize, usize)], patience: Duration) -> Option<Instant> {
+    /// When the last of these peers had so many of the prefixes, or how far they are.
+    pub(crate) async fn until(
+        &mut self,
+        wanted: &[(usize, usize)],
+        patience: Duration,
+    ) -> Result<Instant, String> {
         {
             let mut shared = self.shared.borrow_mut();
             shared.missing = 0;
@@ -158,20 +164,27 @@ impl Peers {
         let deadline = tokio::time::Instant::now() + patience;
         loop {
             if self.shared.borrow().missing == 0 {
-                return self.shared.borrow().reached;
+                return Ok(self.shared.borrow().reached.expect("set above"));
             }
             if tokio::time::timeout_at(deadline, self.changed.notified())
                 .await
                 .is_err()
             {
                 let shared = self.shared.borrow();
-                let mut late = shared.heard.iter().enumerate();
-                let late = late.find_map(|(peer, heard)| Some((peer, heard.count, heard.wanted?)));
-                if let Some((peer, has, wanted)) = late {
-                    let others = shared.missing.saturating_sub(1);
-                    eprintln!("peer {peer} has {has} prefixes, not {wanted}; and {others} more are late");
-                }
-                return None;
+                let mut late: Vec<(usize, usize)> = shared
+                    .heard
+                    .iter()
+                    .filter_map(|heard| Some((heard.count, heard.wanted?)))
+                    .collect();
+                late.sort_by_key(|(has, wanted)| has.abs_diff(*wanted));
+                let (has, should) = late[late.len() / 2];
+                let lost = shared.heard.iter().filter(|heard| !heard.up).count();
+                return Err(format!(
+                    "after {} s {} of {} peers are late, in the middle one with {has} prefixes, not {should}; {lost} sessions lost",
+                    patience.as_secs(),
+                    late.len(),
+                    wanted.len(),
+                ));
             }
         }
     }
@@ -186,8 +199,16 @@ async fn session(
     mut inbox: mpsc::UnboundedReceiver<Option<Bytes>>,
 ) {
     let mut told = String::new();
+    // A listener whose queue is short (BIRD's has 8) forgets connections that their other end takes for established, and then hears of
+    // them again at ever longer intervals. A client that is not answered tries a new one.
+    let mut patience = Duration::from_secs(2);
     let stream = loop {
-        match handshake(peer, asn).await {
+        let done = tokio::time::timeout(patience, handshake(peer, asn)).await;
+        let done = done.unwrap_or_else(|_| {
+            patience = (patience * 2).min(*super::PATIENCE);
+            Err(ErrorKind::ConnectionReset.into())
+        });
+        match done {
             Ok(stream) => break stream,
             // Refused and cut off is how a device is that has just started.
             Err(error)
@@ -260,6 +281,10 @@ async fn session(
     tokio::select! {
         () = reading => {}
         _ = writing => {}
+    }
+    let mut shared = shared.borrow_mut();
+    if std::mem::take(&mut shared.heard[peer].up) {
+        shared.up -= 1;
     }
 }
 
