@@ -8,7 +8,7 @@ mod default_route;
 mod far_end;
 pub mod links;
 pub(crate) mod listener;
-pub(crate) mod memory;
+pub mod memory;
 pub mod netns;
 pub mod probe;
 pub mod rtnl;

@@ -1,114 +1,44 @@
 //! Learned routes into the main table, by felix's writer of routes: the same protocol number, metric and next-hop handling as
-//! the node daemon's, on a thread of its own.
+//! the node daemon's, on a thread of its own that listens to the speaker itself: nobody is in between who would have to be woken.
 //!
-//! Batches coalesce: what has arrived while the last was written is one netlink batch. Interfaces and their addresses are watched, because
-//! routes and next hops go with them. Routes are not, which would make each of them dearer; they are looked at anew every [`AUDIT`], and what
-//! somebody removed meanwhile is written again.
+//! Batches coalesce: what has arrived while the last was written is one netlink batch, and what does not fit the speaker's queue of
+//! events coalesces there by prefix. Interfaces and their addresses are watched, because routes and next hops go with them. Routes
+//! are not, which would make each of them dearer; they are looked at anew every [`AUDIT`], and what somebody removed
+//! meanwhile is written again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bgpd::RouteChange;
+use bgpd::{NextHop, RouteChange};
 use felix::linkmon::{Event, Monitor};
 use felix::routetable::{self, Class, Links, RouteTable, Target};
 use felix::sys::links;
 use felix::sys::rtnl::{Error, Rtnl};
-use ipnetwork::IpNetwork;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
 
 /// How often the kernel is compared with what it should have.
 const AUDIT: Duration = Duration::from_secs(30);
 /// How often routes that could not be written are tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// What the writer hears.
 enum Told {
-    /// Prefixes, and where they lead now; the same target is mostly the same allocation.
-    Changes(Vec<(IpNetwork, Option<Arc<Target>>)>),
-    InSync,
+    Speaker(bgpd::Event),
     /// Something happened to interfaces or addresses.
-    Happened(Vec<Event>),
+    Interfaces(Vec<Event>),
+    /// Nothing for some time.
+    Time,
 }
 
-/// The writer. When it is dropped it stops; the kernel keeps the routes.
-#[derive(Debug)]
+/// The writer.
 pub(super) struct Kernel {
-    told: Sender<Told>,
+    monitor: Monitor,
+    writer: Writer,
     /// Routes of ours were there at the start: a speaker before this one was forwarding.
     pub(super) restarting: bool,
-}
-
-impl Kernel {
-    /// Opens the kernel's side and adopts what an earlier speaker left. Must be called within a tokio runtime.
-    pub(super) fn start() -> anyhow::Result<Self> {
-        let mut writer = Writer {
-            rtnl: Rtnl::open().context("cannot open a route socket")?,
-            routes: RouteTable::new(),
-            audited: Instant::now(),
-            audit_due: false,
-            names_interfaces: false,
-        };
-        // First: what happens while routes are listed is heard.
-        let monitor = Monitor::open_links(writer.rtnl.port()).context("cannot watch interfaces")?;
-        let left = writer.audit().context("cannot list routes")?;
-        let (told, inbox) = channel();
-        tokio::spawn(watch(monitor, told.clone()));
-        std::thread::Builder::new()
-            .name("routes".into())
-            .spawn(move || writer.run(&inbox))?;
-        Ok(Self {
-            told,
-            restarting: left > 0,
-        })
-    }
-
-    pub(super) fn change(&self, changes: Vec<RouteChange>) {
-        // Many may wait for the kernel: next hops are kept once for all of a batch.
-        let mut targets: HashMap<Vec<bgpd::NextHop>, Arc<Target>> = HashMap::new();
-        let mut last: Option<(Vec<bgpd::NextHop>, Arc<Target>)> = None;
-        let mut target_of = |hops: Vec<bgpd::NextHop>| {
-            if hops.is_empty() {
-                return None;
-            }
-            if let Some((known, target)) = &last
-                && *known == hops
-            {
-                return Some(Arc::clone(target));
-            }
-            let target = targets.entry(hops.clone()).or_insert_with(|| {
-                let hops = hops.iter().cloned().map(super::to_kernel).collect();
-                Arc::new(Target::NextHops(hops))
-            });
-            last = Some((hops, Arc::clone(target)));
-            Some(Arc::clone(target))
-        };
-        let changes = changes.into_iter();
-        let changes = changes.map(|change| (change.prefix, target_of(change.next_hops)));
-        // The thread ends only with the process.
-        drop(self.told.send(Told::Changes(changes.collect())));
-    }
-
-    /// Everything that peers had to say is said: what is left of an earlier speaker goes.
-    pub(super) fn in_sync(&self) {
-        drop(self.told.send(Told::InSync));
-    }
-}
-
-async fn watch(mut monitor: Monitor, told: Sender<Told>) {
-    loop {
-        match monitor.next().await {
-            Ok(events) => {
-                if told.send(Told::Happened(events)).is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "interfaces are no longer watched; routes are looked at now and then");
-                return;
-            }
-        }
-    }
 }
 
 struct Writer {
@@ -120,6 +50,63 @@ struct Writer {
     names_interfaces: bool,
 }
 
+impl Kernel {
+    /// Opens the kernel's side and adopts what an earlier speaker left. Must be called within a tokio runtime.
+    pub(super) fn open() -> anyhow::Result<Self> {
+        let mut writer = Writer {
+            rtnl: Rtnl::open().context("cannot open a route socket")?,
+            routes: RouteTable::new(),
+            audited: Instant::now(),
+            audit_due: false,
+            names_interfaces: false,
+        };
+        // First: what happens while routes are listed is heard.
+        let monitor = Monitor::open_links(writer.rtnl.port()).context("cannot watch interfaces")?;
+        let left = writer.audit().context("cannot list routes")?;
+        Ok(Self {
+            monitor,
+            writer,
+            restarting: left > 0,
+        })
+    }
+
+    /// Writes what the speaker says, until the speaker ends; then the receiver hears so, and the kernel keeps the routes.
+    pub(super) fn follow(
+        self,
+        events: mpsc::Receiver<bgpd::Event>,
+    ) -> std::io::Result<oneshot::Receiver<()>> {
+        let Self { monitor, writer, .. } = self;
+        let (ending, ended) = oneshot::channel();
+        let (tell, happened) = mpsc::unbounded_channel();
+        tokio::spawn(watch(monitor, tell));
+        // Only to wait for what is said or for the time; the other runtime's end would be the end of its timers.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
+        std::thread::Builder::new().name("routes".into()).spawn(move || {
+            writer.run(events, happened, &runtime);
+            drop(ending);
+        })?;
+        Ok(ended)
+    }
+}
+
+async fn watch(mut monitor: Monitor, tell: mpsc::UnboundedSender<Vec<Event>>) {
+    loop {
+        match monitor.next().await {
+            Ok(events) => {
+                if tell.send(events).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "interfaces are no longer watched; routes are looked at now and then");
+                return;
+            }
+        }
+    }
+}
+
 impl Writer {
     fn audit(&mut self) -> Result<usize, Error> {
         let dump = routetable::dump(&mut self.rtnl)?;
@@ -129,15 +116,28 @@ impl Writer {
         Ok(found)
     }
 
-    fn run(mut self, inbox: &Receiver<Told>) {
+    fn run(
+        mut self,
+        mut events: mpsc::Receiver<bgpd::Event>,
+        mut happened: mpsc::UnboundedReceiver<Vec<Event>>,
+        runtime: &Runtime,
+    ) {
         loop {
-            match inbox.recv_timeout(RETRY) {
-                Ok(told) => self.take(told),
-                Err(RecvTimeoutError::Timeout) => self.routes.retry(),
-                Err(RecvTimeoutError::Disconnected) => return,
+            let told = runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    event = events.recv() => event.map(Told::Speaker),
+                    Some(events) = happened.recv() => Some(Told::Interfaces(events)),
+                    () = tokio::time::sleep(RETRY) => Some(Told::Time),
+                }
+            });
+            let Some(told) = told else { return };
+            self.take(told);
+            while let Ok(event) = events.try_recv() {
+                self.take(Told::Speaker(event));
             }
-            while let Ok(told) = inbox.try_recv() {
-                self.take(told);
+            while let Ok(events) = happened.try_recv() {
+                self.take(Told::Interfaces(events));
             }
             let written = self.write();
             if let Err(error) = written {
@@ -155,20 +155,11 @@ impl Writer {
 
     fn take(&mut self, told: Told) {
         match told {
-            Told::Changes(changes) => {
-                let mut last = None;
-                for (prefix, target) in &changes {
-                    if let Some(Target::NextHops(hops)) = target.as_deref()
-                        && last.is_none_or(|last| !std::ptr::eq(last, hops))
-                    {
-                        self.names_interfaces |= hops.iter().any(|hop| hop.interface.is_some());
-                        last = Some(hops);
-                    }
-                    self.routes.want_shared(*prefix, Class::Learned, target.as_ref());
-                }
-            }
-            Told::InSync => self.routes.learned_in_sync(),
-            Told::Happened(events) => {
+            Told::Speaker(bgpd::Event::Routes(changes)) => self.want(changes),
+            // Everything that peers had to say is said: what is left of an earlier speaker goes.
+            Told::Speaker(bgpd::Event::InitialSync) => self.routes.learned_in_sync(),
+            Told::Speaker(bgpd::Event::PeerState { .. } | bgpd::Event::OverMaxPrefix { .. }) => {}
+            Told::Interfaces(events) => {
                 for event in events {
                     match event {
                         Event::Link(link) if link.up => self.routes.interface_changed(&link.name),
@@ -182,6 +173,32 @@ impl Writer {
                 }
                 self.routes.doubt_next_hops();
             }
+            Told::Time => self.routes.retry(),
+        }
+    }
+
+    fn want(&mut self, changes: Vec<RouteChange>) {
+        // Mostly a few next hops, and the same as of the route before.
+        let mut targets: HashMap<Vec<NextHop>, Arc<Target>> = HashMap::new();
+        let mut last: Option<(Vec<NextHop>, Arc<Target>)> = None;
+        for RouteChange { prefix, next_hops } in changes {
+            if next_hops.is_empty() {
+                self.routes.want_shared(prefix, Class::Learned, None);
+                continue;
+            }
+            let target = match last.take() {
+                Some((known, target)) if known == next_hops => target,
+                _ => {
+                    let target = targets.entry(next_hops.clone()).or_insert_with(|| {
+                        self.names_interfaces |= next_hops.iter().any(|hop| hop.interface.is_some());
+                        let hops = next_hops.iter().cloned().map(super::to_kernel).collect();
+                        Arc::new(Target::NextHops(hops))
+                    });
+                    Arc::clone(target)
+                }
+            };
+            self.routes.want_shared(prefix, Class::Learned, Some(&target));
+            last = Some((next_hops, target));
         }
     }
 

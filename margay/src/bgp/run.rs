@@ -12,9 +12,11 @@ use axum::Router;
 use axum::serve::Listener;
 use bgpd::Event;
 use bgpd::net::Handle;
+use felix::sys::memory::let_go_of_code;
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 
 use super::api::{self, HasSpeaker};
 use super::file::{self, Speaker};
@@ -50,6 +52,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut speaker = read(&options.config)?;
+    // Command line, log and file: none of that code is needed for months.
+    let_go_of_code();
     let (listener, _lock) = bind_socket(&options.socket)?;
     let metrics_listener = match speaker.metrics_listen {
         None => None,
@@ -61,7 +65,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     };
     let kernel = if speaker.install {
         alone_on_this_machine(&options.socket)?;
-        Some(Kernel::start()?)
+        Some(Kernel::open()?)
     } else {
         None
     };
@@ -69,8 +73,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     // was away, whoever restarts it.
     let restarting = kernel.as_ref().is_none_or(|kernel| kernel.restarting);
     speaker.config.graceful_restart.restarting = restarting;
-    let (handle, mut events) = bgpd::net::spawn(speaker.config.clone()).context("cannot start")?;
+    let (handle, events) = bgpd::net::spawn(speaker.config.clone()).context("cannot start")?;
     handle.report_routes(kernel.is_some()).await?;
+    let mut stopped = match kernel {
+        Some(kernel) => kernel.follow(events)?,
+        None => unheard(events),
+    };
     handle.set_originated(speaker.originate.clone()).await?;
     let handle = Arc::new(handle);
     tracing::info!(
@@ -86,6 +94,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         tokio::spawn(async move { axum::serve(listener, routes).await });
     }
     let mut served = tokio::spawn(serve(listener, Alone(Arc::clone(&handle))));
+    let_go_of_code();
     let ended = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
@@ -94,22 +103,23 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
             ended = &mut served => {
                 break Err(anyhow::anyhow!("the API socket failed: {ended:?}"));
             }
-            event = events.recv() => match event {
-                Some(Event::Routes(changes)) => if let Some(kernel) = &kernel {
-                    kernel.change(changes);
-                },
-                Some(Event::InitialSync) => if let Some(kernel) = &kernel {
-                    kernel.in_sync();
-                },
-                Some(Event::PeerState { .. } | Event::OverMaxPrefix { .. }) => {}
-                None => break Err(anyhow::anyhow!("the speaker has stopped")),
-            }
+            _ = &mut stopped => break Err(anyhow::anyhow!("the speaker has stopped")),
         }
     };
     tracing::info!("speaker is stopping; peers that agreed on graceful restart keep its routes");
     // Whether it stopped by itself is what `ended` says.
     let _ = handle.shutdown(true).await;
     let _ = std::fs::remove_file(&options.socket);
+    ended
+}
+
+/// Lets events go by; says when there will be no more.
+fn unheard(mut events: mpsc::Receiver<Event>) -> oneshot::Receiver<()> {
+    let (ending, ended) = oneshot::channel();
+    tokio::spawn(async move {
+        while events.recv().await.is_some() {}
+        drop(ending);
+    });
     ended
 }
 
