@@ -109,6 +109,9 @@ impl Fabric {
         }
         if let Some(bfd) = &session.bfd {
             writeln!(out, " neighbor {who} bfd profile {}", profile(bfd))?;
+            if bfd.strict {
+                writeln!(out, " ! from FRR 10.4 on: neighbor {who} bfd strict")?;
+            }
         }
         Ok(())
     }

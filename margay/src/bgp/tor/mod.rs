@@ -160,7 +160,9 @@ impl Fabric {
     /// The different ways in which paths are watched, in a fixed order.
     fn watches(&self) -> Vec<Bfd> {
         let intervals = |bfd: &Bfd| (bfd.min_rx, bfd.min_tx, bfd.multiplier, bfd.multihop);
-        let mut all: Vec<Bfd> = self.sessions.iter().filter_map(|session| session.bfd).collect();
+        let of_sessions = self.sessions.iter().filter_map(|session| session.bfd);
+        // What waits for it is the session, not the path.
+        let mut all: Vec<Bfd> = of_sessions.map(|bfd| Bfd { strict: false, ..bfd }).collect();
         all.sort_by_key(intervals);
         all.dedup();
         all

@@ -168,3 +168,27 @@ fn the_routers_themselves_understand_it() {
     }
     println!("{judged} files were read by the routers themselves");
 }
+
+#[test]
+fn a_strict_session_is_watched_like_any_other_and_frr_is_told_how_to_wait() {
+    let strict = Bfd {
+        strict: true,
+        ..Bfd::default()
+    };
+    let mut fabric = plain();
+    fabric.sessions = vec![
+        RouterSession {
+            bfd: Some(Bfd::default()),
+            ..session("host-a", "10.0.0.1", 65001)
+        },
+        RouterSession {
+            bfd: Some(strict),
+            ..session("host-b", "10.0.0.2", 65002)
+        },
+    ];
+    assert_eq!(fabric.watches(), [Bfd::default()]);
+    let mut text = String::new();
+    fabric.frr(&mut text).unwrap();
+    assert_eq!(text.matches("bfd strict").count(), 1, "{text}");
+    assert!(text.contains(" ! from FRR 10.4 on: neighbor 10.0.0.2 bfd strict\n"));
+}
