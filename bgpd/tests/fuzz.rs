@@ -170,6 +170,9 @@ fn by_speaker(text: &'static str) -> Vec<(&'static str, Vec<Vec<u8>>)> {
 const SEEDS: &[&str] = &[
     // A peer that was passive and no longer is was never connected to.
     "0000020802000009020000108b",
+    // A peer that did not read, asked for its routes and fell out of the log was told nothing when it read again: the walk that it had asked
+    // for was empty, and what it had missed came behind it.
+    "17000008001842090002ff76ff480000ffff01ffffff00ffff",
 ];
 
 /// Bodies of UPDATEs as BIRD, FRR, GoBGP, OpenBGPD and ExaBGP sent them to us.

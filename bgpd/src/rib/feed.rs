@@ -269,6 +269,15 @@ impl Rib {
     /// The next finished messages for a peer, about `max` bytes of them, and how many messages those are.
     pub fn read(&mut self, peer: PeerIndex, max: usize, hold_end: bool) -> (Vec<Bytes>, u64) {
         let mut out = Vec::new();
+        let mut messages = self.read_once(peer, max, hold_end, &mut out);
+        if out.is_empty() {
+            // All that was in the way was for others. What the peer missed is behind it.
+            messages += self.read_once(peer, max, hold_end, &mut out);
+        }
+        (out, messages)
+    }
+
+    fn read_once(&mut self, peer: PeerIndex, max: usize, hold_end: bool, out: &mut Vec<Bytes>) -> u64 {
         let mut messages = 0;
         for family in Family::ALL {
             let Some(index) = self.group_of(peer, family) else {
@@ -283,10 +292,10 @@ impl Rib {
                 self.catch_up(peer, index, &missed);
             }
             if let Some(group) = self.groups.get_mut(index).and_then(Option::as_mut) {
-                messages += group.read(peer, max, hold_end, &mut out);
+                messages += group.read(peer, max, hold_end, out);
             }
         }
-        (out, messages)
+        messages
     }
 
     /// Tells a peer that had stopped reading how the paths stand that it missed.
