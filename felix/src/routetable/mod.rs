@@ -174,6 +174,10 @@ impl Path {
         matches!(self, Self::Via(hops) if hops.iter().any(|(gateway, _)| gateway.is_some()))
     }
 
+    fn uses_others_than(&self, interface: u32) -> bool {
+        matches!(self, Self::Via(hops) if hops.iter().any(|(_, index)| *index != interface))
+    }
+
     fn uses(&self, interface: u32) -> bool {
         matches!(self, Self::Via(hops) if hops.iter().any(|(_, index)| *index == interface))
     }
@@ -378,11 +382,19 @@ impl RouteTable {
         changed
     }
 
-    /// The kernel drops the routes of an interface that goes down, for IPv4 without a word.
+    /// The kernel drops the routes of an interface that goes down, for IPv4 without a word. Of several next hops it keeps the others, and those
+    /// of that interface as dead, to revive them with it. Such a route is there, to be replaced.
     pub fn interface_down(&mut self, index: u32) {
         self.doubt_actual(|path| path.uses(index));
+        let other = self.paths.share(Path::Other);
         for entry in self.entries.values_mut() {
-            entry.actual.take_if(|path| path.uses(index));
+            if let Some(path) = entry.actual.take_if(|path| path.uses(index)) {
+                entry.actual = match path.uses_others_than(index) {
+                    false => None,
+                    true if entry.wishes.is_empty() => Some(path),
+                    true => Some(Arc::clone(&other)),
+                };
+            }
         }
         self.odd.retain(|_, path| !path.uses(index));
     }

@@ -10,6 +10,10 @@ use crate::state::{learned_routes, route, uplink};
 
 pub(crate) const TESTS: &[Named] = &[
     ("a_link_that_comes_back_has_its_routes_again", flap),
+    (
+        "one_of_two_links_that_goes_takes_its_next_hop_and_no_route",
+        one_of_two,
+    ),
     ("next_hops_on_no_link_are_reached_as_others_say", behind_others),
     ("next_hops_on_no_link_are_reached_as_bgp_says", behind_ours),
     ("routes_that_are_the_way_to_each_other_rest", each_other),
@@ -100,6 +104,53 @@ fn flap() {
             "fd65:1::/122 via 2001:db8::7 dev up0",
         ],
     );
+}
+
+fn one_of_two() {
+    let _router = uplink();
+    run(
+        "ip",
+        &["link", "add", "up2", "type", "veth", "peer", "name", "up3"],
+    );
+    for link in ["up2", "up3"] {
+        run("ip", &["link", "set", link, "up"]);
+    }
+    run("ip", &["addr", "add", "198.51.100.2/24", "dev", "up2"]);
+    run(
+        "ip",
+        &["-6", "addr", "add", "2001:db8:1::2/64", "dev", "up2", "nodad"],
+    );
+    let node = node();
+    learn(
+        &node,
+        &[
+            ("10.65.1.0/26", &["192.0.2.7", "198.51.100.7"]),
+            ("fd65:1::/122", &["2001:db8::7", "2001:db8:1::7"]),
+        ],
+    );
+    let both = [
+        "10.65.1.0/26",
+        "nexthop via 192.0.2.7 dev up0",
+        "nexthop via 198.51.100.7 dev up2",
+        "fd65:1::/122",
+        "nexthop via 2001:db8::7 dev up0",
+        "nexthop via 2001:db8:1::7 dev up2",
+    ];
+    let v6 = "fd65:1::/122 via 2001:db8::7 dev up0";
+    has("before", &both);
+    for _ in 0..2 {
+        run("ip", &["link", "set", "up2", "down"]);
+        has("one is left", &["10.65.1.0/26 via 192.0.2.7 dev up0", v6]);
+        run("ip", &["link", "set", "up2", "up"]);
+        run(
+            "ip",
+            &["-6", "addr", "replace", "2001:db8:1::2/64", "dev", "up2", "nodad"],
+        );
+        has("after", &both);
+    }
+    run("ip", &["link", "del", "up2"]);
+    has("gone for good", &["10.65.1.0/26 via 192.0.2.7 dev up0", v6]);
+    assert!(node.agent().status().route_problems.is_empty());
 }
 
 fn behind_others() {
