@@ -119,6 +119,22 @@ fn lives() -> Vec<Vec<u8>> {
             all.push(life);
         }
     }
+    // Both are strict: BFD comes up before the KEEPALIVE or after it, goes down, is switched off, or never comes up at all.
+    for open in [0, 0x18, 0x84] {
+        let mut life = vec![0];
+        life.extend(up(0, open, 0xc0));
+        life.extend([18, 0x80]);
+        life.extend(updates(0));
+        life.extend([18, 0xa0, 14, 0, 14, 0]);
+        life.extend([0, 0, 8, 0, open, 0xc0, 18, 0x80, 18, 0xa0, 14, 0]);
+        life.extend([0, 0, 8, 0, open, 0xc0, 18, 0xb0, 9, 0, 0, 0]);
+        life.extend([17, 0, 18, 0xa0, 14, 0]);
+        life.extend(up(0, open, 0xc0));
+        life.extend([16, 0x09, 14, 0]);
+        life.extend(up(0, open, 0xc0));
+        life.extend([13, 255, 14, 0, 14, 0, 14, 0]);
+        all.push(life);
+    }
     all.extend(SEEDS.iter().map(|text| hex(text)));
     all.extend(recorded());
     all

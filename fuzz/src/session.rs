@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use bgpd::config::{PeerAs, PeerRange, Role};
+use bgpd::bfd;
+use bgpd::config::{Bfd, PeerAs, PeerRange, Role};
 use bgpd::filter::{Action, Filter, PeerType, PrefixMatch, Rule};
 use bgpd::fsm::{Command, ConnId, Negotiated, Session, SessionEvent, Transmit, Transport};
 use bgpd::speaker::{Clear, Order, Speaker};
@@ -84,6 +85,10 @@ fn peers() -> Vec<PeerConfig> {
     let mut up = PeerConfig::new("up", at(0), PeerAs::Fixed(65001));
     (up.add_path_receive, up.add_path_send) = (true, 2);
     (up.extended_messages, up.allow_as_in) = (true, 1);
+    up.bfd = Some(Bfd {
+        strict: true,
+        ..Bfd::default()
+    });
     let mut client = PeerConfig::new("client", at(1), PeerAs::Internal);
     (client.rr_client, client.hold_time) = (true, Duration::from_secs(9));
     let mut down = PeerConfig::new("down", at(2), PeerAs::External);
@@ -172,6 +177,9 @@ fn open(asn: u32, bits: u8, more: u8) -> Vec<u8> {
             Role::Peer
         }));
     }
+    if more & 128 != 0 {
+        capabilities.push(Capability::BfdStrictMode);
+    }
     let mut out = BytesMut::new();
     let hold_time = if bits & 128 == 0 { 30 } else { 0 };
     let router_id = if more & 64 == 0 {
@@ -181,6 +189,25 @@ fn open(asn: u32, bits: u8, more: u8) -> Vec<u8> {
     };
     Open::new(asn, hold_time, router_id.into(), capabilities).encode(&mut out);
     out.to_vec()
+}
+
+/// What BFD says.
+fn path(bits: u8) -> bfd::Status {
+    let (state, remote_state) = match bits & 3 {
+        0 | 1 => (bfd::State::Up, bfd::State::Up),
+        2 => (bfd::State::Down, bfd::State::Down),
+        _ => (bfd::State::Down, bfd::State::AdminDown),
+    };
+    bfd::Status {
+        state,
+        remote_state,
+        diagnostic: bfd::Diagnostic::NONE,
+        remote_diagnostic: bfd::Diagnostic::NONE,
+        remote_independent: bits & 4 != 0,
+        transmit: Duration::from_secs(1),
+        detection: None,
+        multihop: false,
+    }
 }
 
 /// How a peer writes to us, out of how we read it.
@@ -649,7 +676,12 @@ impl Rig {
                 6 => peer.max_prefix = Some(2),
                 7 => peer.max_prefix = None,
                 8 => peer.add_path_send ^= 2,
-                9 => peer.allow_as_in ^= 1,
+                9 => {
+                    peer.allow_as_in ^= 1;
+                    if let Some(bfd) = &mut peer.bfd {
+                        bfd.strict = !bfd.strict;
+                    }
+                }
                 10 => peer.hold_time = Duration::from_secs(if what & 16 == 0 { 0 } else { 12 }),
                 11 => peer.passive = !peer.passive,
                 12 => drop(config.peers.remove(which)),
@@ -767,7 +799,12 @@ impl Rig {
                     self.speaker.drain(who & 64 != 0);
                 }
             }
-            // A peer stops reading, or takes a little.
+            // BFD, or a peer stops reading, or takes a little.
+            18 if who & 128 != 0 => {
+                if let Some(index) = index {
+                    self.speaker.handle_bfd(index, path(who >> 4));
+                }
+            }
             18 => {
                 if let Some(running) = index.and_then(|index| self.sessions.get_mut(&index)) {
                     running.reads = who & 64 == 0;

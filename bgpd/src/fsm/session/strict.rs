@@ -98,6 +98,7 @@ impl Session {
                 // §8.5.1.
                 (PathState::Up | PathState::AdminDown, Some(pending)) => {
                     self.confirm(id, now);
+                    self.show(None);
                     if pending.confirmed {
                         self.establish(id, now);
                     }

@@ -93,6 +93,17 @@ fn a_keepalive_that_comes_while_we_wait_is_remembered() {
     path(&mut table, PathState::Up);
     assert_eq!(table.sent(), ["KEEPALIVE on 1"]);
     assert_eq!(table.state(), State::Established);
+    // Whoever looks on sees every state on the way.
+    let states: Vec<State> = (table.events.iter())
+        .filter_map(|event| match event {
+            SessionEvent::State { state, .. } => Some(*state),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        states[states.len() - 3..],
+        [State::OpenSent, State::OpenConfirm, State::Established]
+    );
 }
 
 /// §8.5.5.
