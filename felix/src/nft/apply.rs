@@ -149,13 +149,18 @@ impl Engine {
         table.is_some_and(|table| table.is_owned_by(self.socket.port))
     }
 
-    /// Whether the kernel has the table, left there by whomever. Takes over one whose owner is gone.
+    /// Whether the kernel has a table that packets go through, left there by whomever. Takes over one whose owner is gone. One
+    /// without base chains is what a writer left that was killed while it wrote its first table: it enforces nothing.
     ///
     /// # Errors
     /// As [`Engine::adopt`].
     pub fn exists(&mut self) -> Result<bool, ApplyError> {
         self.adopt()?;
-        Ok(self.actual.as_ref().is_some_and(|actual| actual.table.is_some()))
+        let is_entered = |actual: &Actual| {
+            let mut chains = actual.chains.values();
+            actual.table.is_some() && chains.any(|chain| chain.base.is_some())
+        };
+        Ok(self.actual.as_ref().is_some_and(is_entered))
     }
 
     /// The generation of the whole ruleset in this network namespace.
@@ -256,20 +261,24 @@ impl Engine {
         if !invalid.is_empty() || desired.name != self.table {
             return Err(ApplyError::Invalid(invalid));
         }
+        // Messages of pieces that were committed before it had to be tried again.
+        let mut written = 0;
         for _ in 0..TRIES {
             if self.actual.is_none() {
                 self.adopt()?;
             }
             let Some(actual) = &self.actual else { continue };
             if actual.table.is_none() {
-                match self.write_anew(desired)? {
-                    Some((messages, plan)) => {
+                let (messages, plan) = self.write_anew(desired)?;
+                written += messages;
+                match plan {
+                    Some(plan) => {
                         let changed = plan.touched.iter().cloned().collect();
                         if let Some(actual) = &mut self.actual {
                             actual.committed(desired, plan);
                         }
                         return Ok(Applied {
-                            messages,
+                            messages: written,
                             changed,
                             owned: self.owned(),
                             elapsed: start.elapsed(),
@@ -283,7 +292,7 @@ impl Engine {
             if batch.len() == 0 {
                 let elapsed = start.elapsed();
                 let applied = Applied {
-                    messages: 0,
+                    messages: written,
                     changed: Vec::new(),
                     owned: self.owned(),
                     elapsed,
@@ -314,7 +323,7 @@ impl Engine {
                     }
                     self.after_commit()?;
                     return Ok(Applied {
-                        messages,
+                        messages: written + messages,
                         changed,
                         owned: self.owned(),
                         elapsed: start.elapsed(),
@@ -348,11 +357,10 @@ impl Engine {
 
     /// Writes the table where there is none: in pieces that nothing leads to, and then the base chains, which lead there. So no
     /// packet ever sees less than the whole, and what is held in memory at once does not grow with the table. Returns how many
-    /// messages that took; nothing if it has to be begun anew.
-    fn write_anew(&mut self, desired: &Table) -> Result<Option<(usize, Plan)>, ApplyError> {
+    /// messages were committed, and no plan if it has to be begun anew.
+    fn write_anew(&mut self, desired: &Table) -> Result<(usize, Option<Plan>), ApplyError> {
         let mut batch = Batch::new(&self.table, self.socket.take_seq(0), self.generation);
         let mut messages = 0;
-        let mut begun = false;
         let mut outcome: Result<Outcome, ApplyError> = Ok(Outcome::Committed);
         let owner = self.want_owner;
         let plan = plan_anew(desired, owner, &mut batch, &mut |batch| {
@@ -360,38 +368,41 @@ impl Engine {
                 return;
             }
             if matches!(outcome, Ok(Outcome::Committed)) {
-                messages += batch.len();
-                outcome = self.commit_piece(batch, !begun);
-                begun |= matches!(outcome, Ok(Outcome::Committed));
+                outcome = self.commit_piece(batch, messages == 0);
+                if matches!(outcome, Ok(Outcome::Committed)) {
+                    messages += batch.len();
+                }
             }
             // After a failure what follows is thrown away unsent.
             *batch = Batch::new(&self.table, self.socket.take_seq(0), self.generation);
         });
         if matches!(outcome, Ok(Outcome::Committed)) && batch.len() > 0 {
-            messages += batch.len();
-            outcome = self.commit_piece(&mut batch, !begun);
+            outcome = self.commit_piece(&mut batch, messages == 0);
+            if matches!(outcome, Ok(Outcome::Committed)) {
+                messages += batch.len();
+            }
         }
         match outcome {
-            Ok(Outcome::Committed) => Ok(Some((messages, plan))),
+            Ok(Outcome::Committed) => Ok((messages, Some(plan))),
             Ok(Outcome::Refused(refused)) if self.gives_up_ownership(&refused) => {
                 self.want_owner = false;
-                Ok(None)
+                Ok((messages, None))
             }
             // Whatever is there now is read, and the difference written at once.
             Ok(Outcome::Stale | Outcome::Unknown) => {
                 self.actual = None;
-                Ok(None)
+                Ok((messages, None))
             }
             // There was no table, and there is none again.
             failed => {
-                if begun {
+                if messages > 0 {
                     self.teardown()?;
                 } else {
                     self.actual = None;
                 }
                 match failed {
                     Ok(Outcome::Refused(refused)) => Err(refusal(&refused)),
-                    Ok(_) => Ok(None),
+                    Ok(_) => Ok((0, None)),
                     Err(error) => Err(error),
                 }
             }

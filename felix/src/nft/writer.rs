@@ -162,7 +162,7 @@ impl Writer {
         self.ask(Request::Generation).await
     }
 
-    /// Whether the kernel has the table, left there by whomever.
+    /// Whether the kernel has a table that packets go through, left there by whomever.
     ///
     /// # Errors
     /// See [`ApplyError`].

@@ -701,6 +701,18 @@ fn pieces() {
         nft(&["flush", "ruleset"]);
     }
 
+    // A writer that was killed between two of them leaves a table that enforces nothing, and the next one completes it.
+    let left = "table inet felix {\n chain p-large-0 {\n tcp dport 1 counter accept\n }\n}\n";
+    nft_input(&["-f", "-"], left);
+    let mut next = Engine::open_shared("felix").unwrap();
+    assert!(!next.exists().unwrap());
+    assert!(next.apply(&table).unwrap().messages > 400 * 40);
+    assert!(next.exists().unwrap());
+    drop(next);
+    let mut again = Engine::open_shared("felix").unwrap();
+    assert_eq!(succeed(&mut again, &table).messages, 0);
+    again.teardown().unwrap();
+
     // What is refused in the last of them leaves no table, as there was none.
     let mut bad = table.clone();
     let bucket = felix::nft::ruleset::Limit {
