@@ -187,6 +187,17 @@ impl Calculator {
     }
 }
 
+/// How far a change could be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Follows {
+    /// The program is in step.
+    InPlace,
+    /// Its sets and the bodies of its policies are; who has which is to be found out anew.
+    Placed,
+    /// The program is of no use any more.
+    No,
+}
+
 /// Everything before the table.
 #[derive(Debug)]
 pub(super) struct State {
@@ -210,14 +221,16 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(world: &World, config: &AgentConfig) -> Self {
         let (model, model_problems) = Model::from_resources(world.resources().map(|(resource, _)| resource));
-        Self::of_model(world, config, model, model_problems)
+        Self::of_model(world, config, model, model_problems, None)
     }
 
+    /// From the model on; with a program that has followed it, whose endpoints and groups only are made anew.
     fn of_model(
         world: &World,
         config: &AgentConfig,
         model: Model,
         model_problems: Vec<model::Problem>,
+        program: Option<Incremental>,
     ) -> Self {
         let configuration = world.configuration();
         let pools = routes::Pools::of(world);
@@ -226,7 +239,13 @@ impl State {
         floating::assign(world, &model, &pools, &mut endpoints, &mut endpoint_problems);
         let local: BTreeSet<EndpointId> = endpoints.keys().cloned().collect();
         let hosts = hosts::local(world, &model, config, &mut endpoint_problems);
-        let mut program = Incremental::new(&model, &local, hosts);
+        let mut program = match program {
+            Some(mut program) => {
+                program.place(&model, &local, hosts);
+                program
+            }
+            None => Incremental::new(&model, &local, hosts),
+        };
         // An address that is somebody else's is nothing this endpoint may send from, and neither is a prefix it asked
         // for while the administrator does not let endpoints ask.
         let may_ask = configuration.workload_source_spoofing == Some(WorkloadSourceSpoofing::Any);
@@ -271,7 +290,7 @@ impl State {
         if !world.misfiled.is_empty() {
             return None;
         }
-        let mut follows = true;
+        let mut follows = Follows::InPlace;
         for (key, before) in changed {
             let before = object(before.as_ref());
             let after = object(world.objects.get(key));
@@ -292,15 +311,24 @@ impl State {
                 self.model_problems.extend(problems);
                 self.problems = None;
             }
-            follows = follows && self.carry(world, replaced);
+            if follows != Follows::No {
+                follows = follows.max(self.carry(world, replaced));
+            }
         }
         if changed.values().any(|before| is_troubled(before.as_ref()))
             || changed.keys().any(|key| is_troubled(world.objects.get(key)))
         {
             self.problems = None;
         }
-        if !follows {
-            return Some(Self::of_model(world, config, self.model, self.model_problems));
+        if follows != Follows::InPlace {
+            let program = (follows == Follows::Placed).then_some(self.program);
+            return Some(Self::of_model(
+                world,
+                config,
+                self.model,
+                self.model_problems,
+                program,
+            ));
         }
         if blocks_changed {
             let (routes, advertise) = routes::routes(world, &self.endpoints, &self.pools);
@@ -310,38 +338,48 @@ impl State {
         Some(self)
     }
 
-    /// Carries a change of the model on into the program. False if that takes more.
-    fn carry(&mut self, world: &World, replaced: Replaced) -> bool {
+    /// Carries a change of the model on into the program.
+    fn carry(&mut self, world: &World, replaced: Replaced) -> Follows {
         let Self { model, program, .. } = self;
         match replaced {
             Replaced::Endpoint(id, before) => {
                 let after = model.endpoints.get(&id);
-                let both = || before.iter().chain(after);
-                if both().any(|endpoint| endpoint.node == world.node) {
-                    return false;
+                if !program.endpoint(model, before.as_deref(), after.map(AsRef::as_ref)) {
+                    return Follows::No;
                 }
                 // Whoever holds an address of a workload of ours decides whose it is.
                 let concerns = |endpoint: &Arc<Endpoint>| {
                     let mut claimed = endpoint.addresses.iter().chain(endpoint.floating.keys());
-                    claimed.any(|address| self.held.contains(address))
+                    endpoint.node == world.node || claimed.any(|address| self.held.contains(address))
                 };
-                !both().any(concerns) && program.endpoint(model, before.as_deref(), after.map(AsRef::as_ref))
+                if before.iter().chain(after).any(concerns) {
+                    Follows::Placed
+                } else {
+                    Follows::InPlace
+                }
             }
             Replaced::Set(key, before) => {
                 let after = model.sets.get(&key);
+                if !program.set(model, before.as_deref(), after.map(AsRef::as_ref)) {
+                    return Follows::No;
+                }
                 // Whose a floating address is depends on the addresses of nodes.
                 let is_held = |net: &IpNetwork| self.held.contains(&net.ip());
                 if matches!(key, SetKey::Node { .. })
                     && before.iter().chain(after).any(|set| set.nets.iter().any(is_held))
                 {
-                    return false;
+                    Follows::Placed
+                } else {
+                    Follows::InPlace
                 }
-                program.set(model, before.as_deref(), after.map(AsRef::as_ref))
             }
             Replaced::Policy(key, before) => match (before, model.policies.get(&key)) {
-                (Some(before), Some(after)) => program.policy(model, &before, after),
-                (None, None) => true,
-                _ => false,
+                (Some(before), Some(after)) if program.policy(model, &before, after) => Follows::InPlace,
+                (None, None) => Follows::InPlace,
+                _ => {
+                    program.distrust(&key);
+                    Follows::Placed
+                }
             },
         }
     }

@@ -11,17 +11,17 @@
 //!
 //! The outcome is always what [`compile_node`](super::compile_node) makes of the same model.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::program::{Members, Policy, Program, SetId};
+use super::program::{Members, Policy, PolicyId, Program, SetId};
 use super::sets::{Existing, Made, Sets, Watched, masked, select, serving, slot};
 use super::{LocalHosts, body, compile_with_sets, host, policy_id};
 use crate::model::{
-    self, Endpoint, EndpointId, LabelSet, Model, NAMESPACE_LABEL, NetworkSet, PeerSelector, Scope,
+    self, Endpoint, EndpointId, LabelSet, Model, NAMESPACE_LABEL, NetworkSet, PeerSelector, PolicyKey, Scope,
 };
 use crate::packet::IpVersion;
 use crate::sorted::Sorted;
@@ -232,6 +232,60 @@ impl Incremental {
         true
     }
 
+    /// The body of a policy is compiled anew the next time that [`Incremental::place`] is called.
+    pub fn distrust(&mut self, key: &PolicyKey) {
+        let id = policy_id(key);
+        if let Some(old) = self.program.policies.get(&id).cloned() {
+            Arc::make_mut(&mut self.program).policies.remove(&id);
+            self.discount(&old);
+        }
+    }
+
+    /// Endpoints of this node, policies, or the node's own interfaces came, went or changed: which policies there are for
+    /// whom is found out anew, and bodies of policies stay what they are. Members must have been followed before, by
+    /// [`Incremental::endpoint`], also for endpoints of this node; policies that changed must be [distrusted](Incremental::distrust).
+    /// Profiles and tiers are as they were.
+    pub fn place(&mut self, model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHosts) {
+        let before = Arc::clone(&self.program);
+        let existing = Existing {
+            sets: &before.sets,
+            selectors: &self.selectors,
+        };
+        let beside = Sets::beside(model, existing);
+        let (mut program, sets) = super::place(model, local, hosts, beside, before.policies.clone());
+        let mut made = sets.into_made();
+        let is_new = |id: &&PolicyId| !before.policies.contains_key(*id);
+        let new: Vec<Arc<Policy>> = (program.policies.iter())
+            .filter(|(id, _)| is_new(id))
+            .map(|(_, body)| Arc::clone(body))
+            .collect();
+        let gone: Vec<PolicyId> = {
+            let named = named(&program);
+            let unnamed = before.policies.keys().filter(|id| !named.contains(id));
+            unnamed.cloned().collect()
+        };
+        for id in &gone {
+            program.policies.remove(id);
+        }
+        made.retain(&new.iter().flat_map(|body| body.sets()).collect());
+        program.sets = before.sets.clone();
+        for (name, set) in &made.sets {
+            if !program.sets.contains_key(name) {
+                program.sets.insert(name.clone(), Arc::clone(set));
+            }
+        }
+        self.program = Arc::new(program);
+        self.watch(made);
+        for body in &new {
+            self.count(body);
+        }
+        for id in &gone {
+            if let Some(body) = before.policies.get(id) {
+                self.discount(body);
+            }
+        }
+    }
+
     fn watch(&mut self, made: Made) {
         self.ports.extend(made.ports);
         for (text, watched) in made.selectors {
@@ -369,6 +423,25 @@ impl Incremental {
         }
         found
     }
+}
+
+/// Bodies that groups name.
+fn named(program: &Program) -> HashSet<&PolicyId> {
+    let of_hosts = program
+        .hosts
+        .groups
+        .values()
+        .map(|group| (&group.tiers, &group.profiles));
+    let groups = program
+        .groups
+        .values()
+        .map(|group| (&group.tiers, &group.profiles));
+    let mut named = HashSet::new();
+    for (tiers, profiles) in groups.chain(of_hosts) {
+        named.extend(tiers.iter().flat_map(|tier| &tier.policies));
+        named.extend(profiles);
+    }
+    named
 }
 
 /// The sets of a selector that change when `old` becomes `new`; nothing if one becomes a set of the other kind.

@@ -22,6 +22,7 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{self, EndpointId, Hook, LabelSet, Model, PolicyKey, PolicyKind};
 use crate::packet::Direction;
+use crate::sorted::SortedMap;
 use rules::compile_rules;
 use sets::{Made, Sets, cover};
 
@@ -47,22 +48,7 @@ pub fn compile_node(model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHos
 
 /// The program, and what its sets were made of.
 fn compile_with_sets(model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHosts) -> (Program, Made) {
-    let mut compiler = Compiler {
-        model,
-        tiers: ordered_tiers(model),
-        chains: HashMap::new(),
-        sets: Sets::new(model),
-        program: Program::default(),
-    };
-    for endpoint in local.iter().filter_map(|id| model.endpoints.get(id)) {
-        if !endpoint.interface.is_empty() {
-            compiler.endpoint(endpoint);
-        }
-    }
-    compiler.hosts(hosts);
-    let Compiler {
-        sets, mut program, ..
-    } = compiler;
+    let (mut program, sets) = place(model, local, hosts, Sets::new(model), SortedMap::new());
     let mut made = sets.into_made();
     made.retain(
         &program
@@ -73,6 +59,33 @@ fn compile_with_sets(model: &Model, local: &BTreeSet<EndpointId>, hosts: LocalHo
     );
     program.sets = std::mem::take(&mut made.sets).into_iter().collect();
     (program, made)
+}
+
+/// Everything but the sets of a program, and what was made for the bodies that are not among `bodies`.
+fn place<'m>(
+    model: &'m Model,
+    local: &BTreeSet<EndpointId>,
+    hosts: LocalHosts,
+    sets: Sets<'m>,
+    bodies: SortedMap<PolicyId, Arc<Policy>>,
+) -> (Program, Sets<'m>) {
+    let mut compiler = Compiler {
+        model,
+        tiers: ordered_tiers(model),
+        chains: HashMap::new(),
+        sets,
+        program: Program {
+            policies: bodies,
+            ..Program::default()
+        },
+    };
+    for endpoint in local.iter().filter_map(|id| model.endpoints.get(id)) {
+        if !endpoint.interface.is_empty() {
+            compiler.endpoint(endpoint);
+        }
+    }
+    compiler.hosts(hosts);
+    (compiler.program, compiler.sets)
 }
 
 /// The rules of a policy, compiled.

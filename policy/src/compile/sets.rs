@@ -120,6 +120,9 @@ struct Population<'m> {
     index: Index<'m>,
 }
 
+/// More selectors than this are worth sorting everybody by labels.
+const FEW: usize = 16;
+
 /// Sets that exist already.
 #[derive(Clone, Copy)]
 pub(super) struct Existing<'m> {
@@ -130,7 +133,7 @@ pub(super) struct Existing<'m> {
 /// Makes sets as rules ask for them and remembers which were asked for.
 pub(super) struct Sets<'m> {
     model: &'m Model,
-    /// For many selectors; nothing when a few are added to what exists, which is not worth the sorting.
+    /// For many selectors; nothing while a few are added to what exists, which is not worth the sorting.
     population: Option<Population<'m>>,
     existing: Option<Existing<'m>>,
     made: Made,
@@ -244,6 +247,9 @@ impl<'m> Sets<'m> {
         let existing = self.existing.and_then(|existing| existing.selectors.get(&text));
         if let Some(watched) = existing.or_else(|| self.made.selectors.get(&text)) {
             return of_version(watched);
+        }
+        if self.population.is_none() && self.made.selectors.len() >= FEW {
+            self.population = Some(Population::new(self.model));
         }
         let [v4, v6] = match &self.population {
             Some(population) => population.select(selector),
