@@ -28,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "/usr/lib/frr/bfdd",
         ]),
         Case::new("peering_with_a_workload_and_by_a_gateway", workload).needs(&["nft"]),
+        Case::new("peering_of_two_racks_by_a_reflector_that_keeps_next_hops", racks).needs(&["nft"]),
     ]
 }
 
@@ -449,4 +450,146 @@ spec: {exportV4: [{action: Reject, interface: 'cali*'}]}
         Ok((!peering(&host)? && left.iter().all(Vec::is_empty)).then_some(()))
     })?;
     rig.stop("h1")
+}
+
+/// Two hosts that share no link, and the router between them, which is their reflector too.
+const RACKS: &str = "
+name: racks
+topology:
+  defaults:
+    kind: linux
+    env: {MARGAY_DATASTORE: 'sqlite:///run/margay-lab/shared/margay.db'}
+    sysctls: {net.ipv4.ip_forward: 1, net.ipv6.conf.all.forwarding: 1, net.ipv6.conf.default.accept_dad: 0}
+  nodes:
+    h1:
+      exec:
+        - ip address add 192.0.2.1/24 dev eth1
+        - ip address add 2001:db8:1::1/64 dev eth1
+        - ip route add default via 192.0.2.254
+        - ip route add default via 2001:db8:1::fe
+    h2:
+      exec:
+        - ip address add 198.51.100.1/24 dev eth1
+        - ip address add 2001:db8:2::1/64 dev eth1
+        - ip route add default via 198.51.100.254
+        - ip route add default via 2001:db8:2::fe
+    router:
+      exec:
+        - ip address add 192.0.2.254/24 dev eth1
+        - ip address add 2001:db8:1::fe/64 dev eth1
+        - ip address add 198.51.100.254/24 dev eth2
+        - ip address add 2001:db8:2::fe/64 dev eth2
+  links:
+    - endpoints: [h1:eth1, router:eth1]
+    - endpoints: [h2:eth1, router:eth2]
+";
+
+/// Both hosts, in both families: of the same AS, so that it passes on next hops as they are (RFC 4456).
+const REFLECTOR: &str = "
+router-id = '192.0.2.254'
+asn = 64512
+[kernel]
+install = true
+[[neighbor]]
+range = '192.0.2.0/24'
+asn = 64512
+route-reflector-client = true
+[[neighbor]]
+range = '198.51.100.0/24'
+asn = 64512
+route-reflector-client = true
+[[neighbor]]
+range = '2001:db8::/32'
+asn = 64512
+route-reflector-client = true
+";
+
+const TO_REFLECTOR: &str = "
+apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {nodeToNodeMeshEnabled: false}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: h1-v4}
+spec: {node: h1, peerIP: 192.0.2.254, asNumber: 64512}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: h1-v6}
+spec: {node: h1, peerIP: '2001:db8:1::fe', asNumber: 64512}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: h2-v4}
+spec: {node: h2, peerIP: 198.51.100.254, asNumber: 64512}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: h2-v6}
+spec: {node: h2, peerIP: '2001:db8:2::fe', asNumber: 64512}
+";
+
+/// What a reflector tells has the other host as its next hop, which is on no link of this one.
+fn racks() -> anyhow::Result<()> {
+    let mut rig = Rig::raise(RACKS)?;
+    let (host, router) = (rig.node("h1")?, rig.node("router")?);
+    let logs = tempfile::tempdir()?;
+    write(&router, "/run/speaker.toml", REFLECTOR)?;
+    let words = ["bgp", "run", "--config", "/run/speaker.toml"];
+    let _reflector = router
+        .launch("margay")
+        .args(words)
+        .start(Some(&logs.path().join("router")))?;
+    rig.start("h1")?;
+    rig.apply_basics()?;
+    rig.apply(TO_REFLECTOR)?;
+    rig.start("h2")?;
+    rig.until_ready("h1")?;
+    rig.until_ready("h2")?;
+    let here = rig.attach("h1", "here", "any")?;
+    let there = rig.attach("h2", "there", "any")?;
+
+    for (address, length, next_hop, gateway) in [
+        (there.v4()?, 32, "198.51.100.1", "192.0.2.254"),
+        (there.v6()?, 128, "2001:db8:2::1", "2001:db8:1::fe"),
+    ] {
+        let prefix = format!("{address}/{length}");
+        until("the reflector has told where the workload is", || {
+            Ok((learned(&rig, "h1", &prefix)?.as_deref() == Some(next_hop)).then_some(()))
+        })
+        .with_context(|| rig.log("h1"))?;
+        let by_router = [(gateway.to_owned(), "eth1".to_owned())];
+        until("packets for it go to the router", || {
+            Ok((ways(&host, &address.to_string())? == by_router).then_some(()))
+        })
+        .with_context(|| rig.log("h1"))?;
+        let ping = ["ping", "-n", "-q", "-c", "1", "-W", "1", &address.to_string()];
+        until("a packet goes there and back", || Ok(here.inside.run(&ping).ok()))?;
+    }
+    let status = rig.status("h1")?;
+    ensure!(
+        status["problems"].as_array().is_none_or(Vec::is_empty),
+        "{status:#}"
+    );
+
+    // The router has gone, and with it every way there is: a route that leads nowhere is worse than none.
+    host.run(&["ip", "route", "del", "default"])?;
+    let address = there.v4()?.to_string();
+    until("the route is gone", || {
+        Ok(ways(&host, &address)?.is_empty().then_some(()))
+    })?;
+    until("the reason is told", || {
+        let said = rig.margay("h1", &["node", "status"])?;
+        Ok(said
+            .contains("there is no route to the next hop 198.51.100.1")
+            .then_some(()))
+    })?;
+    host.run(&["ip", "route", "add", "default", "via", "192.0.2.254"])?;
+    until("it is back", || {
+        Ok((!ways(&host, &address)?.is_empty()).then_some(()))
+    })?;
+    rig.stop("h1")?;
+    rig.stop("h2")
 }
