@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use datastore::{Error, Expect, Revision, Store};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 /// A tmpfs of the case's own.
@@ -178,6 +179,10 @@ impl Servers {
     /// SIGSTOP: connections stay open, nobody answers.
     pub(crate) fn freeze(&self, index: usize) {
         self.members[index].signal(Signal::SIGSTOP);
+        // Its threads go on until each of them has noticed; a busy machine lets them answer meanwhile.
+        let child = self.members[index].child.as_ref().expect("it runs");
+        let stopped = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(Pid::from_raw(child.id().cast_signed())), stopped).expect("waitid");
     }
 
     pub(crate) fn thaw(&self, index: usize) {
