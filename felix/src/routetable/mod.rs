@@ -254,6 +254,12 @@ pub struct RouteTable {
     dirty: Vec<IpNetwork>,
     /// Wanted, and not to be had now.
     failed: BTreeMap<IpNetwork, String>,
+    /// Of what is dirty something may have to be deleted. Where routes only come, nobody has to look.
+    removable: bool,
+    /// The target that was wanted last.
+    seen: Option<Arc<Target>>,
+    /// Next hops that may not have been looked up yet.
+    unasked: BTreeSet<IpAddr>,
     /// Where next hops are that are told without an interface.
     next_hops: NextHops,
     /// Next hops may be elsewhere now.
@@ -305,6 +311,14 @@ impl RouteTable {
             btree_map::Entry::Vacant(_) if target.is_none() => return,
             btree_map::Entry::Vacant(place) => place.insert_entry(Entry::default()),
         };
+        match &target {
+            Some(target) if self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, target)) => {}
+            Some(target) => {
+                self.unasked.extend(target.sought());
+                self.seen = Some(Arc::clone(target));
+            }
+            None => self.removable = true,
+        }
         let known = entry.get_mut();
         let before = known.wishes.set(class, target);
         if before.as_ref() != known.wishes.get(class) && !known.dirty {
@@ -315,6 +329,7 @@ impl RouteTable {
 
     /// Has these looked at again.
     fn doubt(&mut self, prefixes: impl IntoIterator<Item = IpNetwork>) {
+        self.removable = true;
         for prefix in prefixes {
             let entry = self.entries.entry(prefix).or_default();
             if !std::mem::replace(&mut entry.dirty, true) {
@@ -325,6 +340,7 @@ impl RouteTable {
 
     /// Has what is in the kernel, and leads where `which` says, looked at again.
     fn doubt_actual(&mut self, which: impl Fn(&Path) -> bool) {
+        self.removable = true;
         for (prefix, entry) in &mut self.entries {
             if !entry.dirty && entry.actual.as_deref().is_some_and(&which) {
                 entry.dirty = true;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::nexthops::{Found, NextHops, Way};
-use super::{Class, Done, Entry, Key, Links, Path, RouteTable, Target, kernel};
+use super::{Class, Done, Key, Links, Path, RouteTable, Target, kernel};
 use crate::sys::rtnl::{Error, Rtnl};
 
 /// How often what was written has next hops looked up anew, before one change is done with.
@@ -37,7 +37,7 @@ type Known<'a> = (
 );
 
 impl RouteTable {
-    /// Looks up next hops: those of dirty routes that are not known yet, those that were nowhere, and all of them in doubt. Routes whose
+    /// Looks up next hops: those that are not known yet, those that were nowhere, and all of them in doubt. Routes whose
     /// next hops turn out to be elsewhere become dirty.
     ///
     /// `ask` fails where the connection does; inside is a route, or why there is none.
@@ -45,19 +45,28 @@ impl RouteTable {
         &mut self,
         mut ask: impl FnMut(IpAddr) -> Result<Result<Found, String>, E>,
     ) -> Result<(), E> {
-        let mut wanted: BTreeSet<IpAddr> = self.next_hops.missing().collect();
+        let mut wanted = std::mem::take(&mut self.unasked);
         if self.doubted {
-            let used = sought(self.entries.values());
-            self.next_hops.retain(|address| used.contains(address));
-            wanted = used;
+            wanted = self.sought();
+            self.next_hops.retain(|address| wanted.contains(address));
+            // What nobody wanted is forgotten, and to be asked for when it is wanted again.
+            self.seen = None;
         } else {
-            let dirty = self.dirty.iter().filter_map(|prefix| self.entries.get(prefix));
-            let unknown = sought(dirty).into_iter();
-            wanted.extend(unknown.filter(|address| self.next_hops.way(*address).is_none()));
+            wanted.retain(|address| self.next_hops.way(*address).is_none());
+            wanted.extend(self.next_hops.missing());
         }
         let mut moved = BTreeSet::new();
-        for address in wanted {
-            let said = ask(address)?;
+        let mut outcome = Ok(());
+        let mut wanted = wanted.into_iter();
+        for address in wanted.by_ref() {
+            let said = match ask(address) {
+                Ok(said) => said,
+                Err(error) => {
+                    self.unasked.insert(address);
+                    outcome = Err(error);
+                    break;
+                }
+            };
             let (known, entries) = (self.next_hops.way(address).is_some(), &self.entries);
             let on_link = said.as_ref().is_ok_and(|found| {
                 let winner = entries.get(&found.prefix).and_then(|entry| entry.wishes.winner());
@@ -67,7 +76,9 @@ impl RouteTable {
                 moved.insert(address);
             }
         }
-        self.doubted = false;
+        self.unasked.extend(wanted);
+        self.doubted &= outcome.is_err();
+        self.removable |= !moved.is_empty() || self.next_hops.missing().next().is_some();
         if !moved.is_empty() {
             for (prefix, entry) in &mut self.entries {
                 let uses =
@@ -77,7 +88,25 @@ impl RouteTable {
                 }
             }
         }
-        Ok(())
+        outcome
+    }
+
+    /// All next hops that somebody wants and that are to be looked up.
+    fn sought(&self) -> BTreeSet<IpAddr> {
+        let mut found = BTreeSet::new();
+        let mut last = None;
+        for target in self
+            .entries
+            .values()
+            .flat_map(|entry| entry.wishes.0.iter().flatten())
+        {
+            // Neighbours in order mostly lead to the same.
+            if last.is_none_or(|last| !Arc::ptr_eq(last, target)) {
+                found.extend(target.sought());
+                last = Some(target);
+            }
+        }
+        found
     }
 
     /// The routes to delete: the first half of the work.
@@ -126,8 +155,12 @@ impl RouteTable {
     }
 
     fn delete(&mut self, rtnl: &mut Rtnl) -> Result<u64, Error> {
+        if !self.removable && self.odd.is_empty() {
+            return Ok(0);
+        }
         let keys = self.removals();
         if keys.is_empty() {
+            self.removable = false;
             return Ok(0);
         }
         let mut rest = stride(&keys);
@@ -159,6 +192,7 @@ impl RouteTable {
                 self.failed.remove(&key.prefix);
             }
         }
+        self.removable = false;
         Ok(deleted)
     }
 
@@ -314,20 +348,6 @@ fn look_up(rtnl: &mut Rtnl, address: IpAddr) -> Result<Result<Found, String>, Er
         Err(Error::Refused { source, .. }) => Ok(Err(source.to_string())),
         Err(error) => Err(error),
     }
-}
-
-/// The next hops that are to be looked up for these.
-fn sought<'a>(entries: impl Iterator<Item = &'a Entry>) -> BTreeSet<IpAddr> {
-    let mut found = BTreeSet::new();
-    let mut last = None;
-    for (_, target) in entries.filter_map(|entry| entry.wishes.winner()) {
-        // Neighbours in order mostly lead to the same.
-        if last.is_none_or(|last| !Arc::ptr_eq(last, target)) {
-            found.extend(target.sought());
-            last = Some(target);
-        }
-    }
-    found
 }
 
 /// The target in numbers of interfaces, or what it waits for.
