@@ -107,14 +107,7 @@ impl Speaker {
             return;
         }
         if open_changed || old.needs_reset(&new) {
-            let notification = Notification::new(code::CEASE, cease::OTHER_CONFIGURATION_CHANGE);
-            self.order(
-                index,
-                Command::Reset {
-                    notification,
-                    hold: None,
-                },
-            );
+            self.begin_anew(index);
             return;
         }
         let Some((_, negotiated)) = session else { return };
@@ -137,14 +130,7 @@ impl Speaker {
                     self.order(index, Command::RequestRefresh(*family));
                 }
             } else {
-                let notification = Notification::new(code::CEASE, cease::OTHER_CONFIGURATION_CHANGE);
-                self.order(
-                    index,
-                    Command::Reset {
-                        notification,
-                        hold: None,
-                    },
-                );
+                self.begin_anew(index);
             }
         }
         self.check_max_prefix(index);

@@ -22,7 +22,6 @@ use crate::bfd;
 use crate::config::PeerConfig;
 use crate::fsm::{Command, PathState};
 use crate::rib::table::PeerIndex;
-use crate::wire::{Notification, cease, code};
 
 impl Speaker {
     /// Somebody was heard on a link. The peer that it is, if one is expected there without an address: drain
@@ -48,14 +47,7 @@ impl Speaker {
         let config = peer.config.clone();
         self.order(index, Command::Reconfigure(Box::new(config), identity));
         if moved {
-            let notification = Notification::new(code::CEASE, cease::OTHER_CONFIGURATION_CHANGE);
-            self.order(
-                index,
-                Command::Reset {
-                    notification,
-                    hold: None,
-                },
-            );
+            self.begin_anew(index);
         }
         Some(index)
     }

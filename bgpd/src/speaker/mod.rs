@@ -33,7 +33,7 @@ use crate::rib::export::GroupKey;
 use crate::rib::table::{LOCAL, PeerIndex};
 use crate::rib::{Rib, RibPeer};
 use crate::view::{Event, NextHop, OriginAttributes, RouteChange, State};
-use crate::wire::{EncodeContext, FamilyContext, Nlri, Notification, Prefix};
+use crate::wire::{EncodeContext, FamilyContext, Nlri, Notification, Prefix, cease, code};
 
 use import::Refused;
 use restart::{Stale, Sync};
@@ -357,6 +357,13 @@ impl Speaker {
 
     fn order(&mut self, peer: PeerIndex, command: Command) {
         self.orders.push_back(Order::Command { peer, command });
+    }
+
+    /// Ends a session whose terms changed, to have it begin with the new ones.
+    fn begin_anew(&mut self, peer: PeerIndex) {
+        let notification = Notification::new(code::CEASE, cease::OTHER_CONFIGURATION_CHANGE);
+        let hold = None;
+        self.order(peer, Command::Reset { notification, hold });
     }
 
     // --- inputs ------------------------------------------------------------------------------------------------------

@@ -318,6 +318,7 @@ impl RouteTable {
             }
         }
     }
+
     /// The kernel did not take the route.
     fn refused(&mut self, write: Write, error: &Error) {
         let reason = if error.is(libc::EEXIST) && write.before.is_none() {

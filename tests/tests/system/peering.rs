@@ -80,9 +80,14 @@ bfd = { min-rx = 200, min-tx = 200, multiplier = 4 }
 import = 'accept'
 export = 'accept'
 ";
+    Ok(vec![speaker(node, text, log)?])
+}
+
+/// A speaker alone, from this file.
+fn speaker(node: &Node, text: &str, log: &Path) -> anyhow::Result<Process> {
     write(node, "/run/speaker.toml", text)?;
     let words = ["bgp", "run", "--config", "/run/speaker.toml"];
-    Ok(vec![node.launch("margay").args(words).start(Some(log))?])
+    Ok(node.launch("margay").args(words).start(Some(log))?)
 }
 
 fn frr_router(node: &Node, log: &Path) -> anyhow::Result<Vec<Process>> {
@@ -340,12 +345,7 @@ fn workload() -> anyhow::Result<()> {
     let mut rig = Rig::raise(BEHIND)?;
     let (host, far) = (rig.node("h1")?, rig.node("far")?);
     let logs = tempfile::tempdir()?;
-    write(&far, "/run/speaker.toml", FAR)?;
-    let words = ["bgp", "run", "--config", "/run/speaker.toml"];
-    let _far = far
-        .launch("margay")
-        .args(words)
-        .start(Some(&logs.path().join("far")))?;
+    let _far = speaker(&far, FAR, &logs.path().join("far"))?;
     rig.start("h1")?;
     rig.apply_basics()?;
     rig.apply(PEERINGS)?;
@@ -536,12 +536,7 @@ fn racks() -> anyhow::Result<()> {
     let mut rig = Rig::raise(RACKS)?;
     let (host, router) = (rig.node("h1")?, rig.node("router")?);
     let logs = tempfile::tempdir()?;
-    write(&router, "/run/speaker.toml", REFLECTOR)?;
-    let words = ["bgp", "run", "--config", "/run/speaker.toml"];
-    let _reflector = router
-        .launch("margay")
-        .args(words)
-        .start(Some(&logs.path().join("router")))?;
+    let _reflector = speaker(&router, REFLECTOR, &logs.path().join("router"))?;
     rig.start("h1")?;
     rig.apply_basics()?;
     rig.apply(TO_REFLECTOR)?;
