@@ -8,8 +8,9 @@
 //! Several parts of the agent may want the same prefix. The classes say who wins: a local workload before a
 //! blackhole before a way that the configuration names before what a peer announced.
 //!
-//! [`RouteTable`] holds desired and actual state and computes messages; it does no I/O. `kernel` is the codec. A change of
-//! desired state marks its prefix dirty, and only dirty prefixes are compared; after a dump all are.
+//! [`RouteTable`] holds desired and actual state. `write` works out the difference and has it written, `nexthops` knows where
+//! gateways are, `kernel` is the codec. A change of desired state marks its prefix dirty, and only dirty prefixes are compared; after
+//! a dump all are.
 //!
 //! There may be a hundred thousand learned routes and a hundred next hops: where a route leads is kept once for all routes that
 //! lead there, both sides of a prefix are one entry, and messages are made as they are sent.
